@@ -1,0 +1,59 @@
+"""Prompts: the dataset a trainer takes, and the endless stream of batches it draws from it."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+
+class PPODataset:
+    """Prompts to respond to.
+
+    Args:
+        prompts: texts of any length, or a Hugging Face `datasets.Dataset`, whose column `column` is used.
+        column: the text column of a `datasets.Dataset`.
+
+    Raises:
+        ValueError: there are no prompts, one is empty, or the column is missing.
+        TypeError: a prompt is not text, or `prompts` is one string.
+    """
+
+    def __init__(self, prompts: Sequence[str], column: str = "prompt"):
+        columns = getattr(prompts, "column_names", None)
+        if columns is not None:
+            if column not in columns:
+                raise ValueError(f"the dataset has no column `{column}` (it has {columns}): pass PPODataset(data, column=…)")
+            prompts = prompts[column]
+        if isinstance(prompts, str):
+            raise TypeError("`prompts` is one string: pass a list of strings, e.g. PPODataset([prompt])")
+        self.prompts = list(prompts)
+        if not self.prompts:
+            raise ValueError("there are no prompts: PPODataset needs at least one")
+        for index, prompt in enumerate(self.prompts):
+            if not isinstance(prompt, str):
+                raise TypeError(f"prompt {index} is a {type(prompt).__name__}, not text: convert it with str() or drop it")
+            if not prompt.strip():
+                raise ValueError(f"prompt {index} is empty: the policy needs at least one token to start from; drop it")
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: int) -> str:
+        return self.prompts[index]
+
+
+def as_dataset(data) -> PPODataset:
+    """Accept a `PPODataset`, a `datasets.Dataset` or a list of strings."""
+    return data if isinstance(data, PPODataset) else PPODataset(data)
+
+
+def prompt_batches(dataset: PPODataset, batch_size: int, generator: torch.Generator) -> Iterator[list[str]]:
+    """Yield batches of `batch_size` prompts without end, reshuffled at each pass over the data.
+
+    A batch may span two passes, so a dataset smaller than a batch works and no prompt is ever dropped.
+    """
+    waiting: list[int] = []
+    while True:
+        while len(waiting) < batch_size:
+            waiting += torch.randperm(len(dataset), generator=generator).tolist()
+        batch, waiting = waiting[:batch_size], waiting[batch_size:]
+        yield [dataset[index] for index in batch]

@@ -1,0 +1,310 @@
+"""v0: the basic PPO loop. Prompts → sample → score → estimate → update, again and again."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ppo_lib import worlds
+from ppo_lib.config import PPOConfig
+from ppo_lib.data import PPODataset, as_dataset, prompt_batches
+from ppo_lib.estimators import gae, kl_k1, masked_mean, masked_var, token_rewards, whiten
+from ppo_lib.losses import clip_fraction, entropy_of, policy_loss, value_loss
+from ppo_lib.models import (
+    Critic,
+    check_same_vocabulary,
+    frozen_copy,
+    load_critic,
+    load_policy,
+    prepare_tokenizer,
+    save_models,
+)
+from ppo_lib.rewards import RewardFunction, RewardModel, score_responses
+from ppo_lib.rollout import Rollout, encode_prompts, logprobs_of, response_logits, response_values, sample
+
+__all__ = ["PPOConfig", "PPODataset", "PPOTrainer"]
+
+Metrics = dict[str, float]
+
+
+class PPOTrainer:
+    """Proximal policy optimisation of a language model (Schulman et al. 2017; Ouyang et al. 2022).
+
+    Args:
+        model: the policy: an `AutoModelForCausalLM`, an embedded world ("reviews", "reviews-sparse",
+            "smollm2"), a folder or a Hugging Face id. `None` takes `config.model`.
+        reward: a function `(prompts, responses) -> scores` or a `RewardModel`. `None` takes the world's.
+        tokenizer: the policy's; needed only where `model` is a model object.
+        reference: the frozen π_ref of the KL penalty; by default a copy of the policy as it is now.
+        critic: by default the one saved beside the policy, or a new one from a copy of its trunk.
+        config: settings; by default the class's own.
+        **settings: single settings, over those of `config`: `PPOTrainer(learning_rate=1e-4)`.
+
+    Raises:
+        ValueError: a setting, tokenizer, vocabulary or reward does not fit; the message says what to change.
+    """
+
+    config_class = PPOConfig
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str | None = None,
+        reward: RewardFunction | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        reference: PreTrainedModel | None = None,
+        critic: Critic | None = None,
+        config: PPOConfig | None = None,
+        **settings,
+    ):
+        if isinstance(model, str):
+            settings["model"] = model
+        self.config = dataclasses.replace(config or self.config_class(), **settings)
+        self.device = pick_device(self.config.device)
+        self._load(model, reward, tokenizer, critic)
+        prepare_tokenizer(self.tokenizer, self.policy)
+        if reference is self.policy:
+            raise ValueError("`reference` is the policy itself and would move with it: pass another model, or none")
+        self.reference = reference or frozen_copy(self.policy)
+        check_same_vocabulary(self.policy, self.reference, "reference")
+        for network in (self.policy, self.critic, self.reference):
+            network.to(self.device).eval()  # dropout stays off: old and new log-probabilities must compare
+        if isinstance(self.reward, RewardModel):
+            self.reward.bind(self.policy, self.tokenizer)
+        self.optimizer = torch.optim.AdamW(
+            [*self.policy.parameters(), *self.critic.parameters()], lr=self.config.learning_rate, weight_decay=0.0
+        )
+        self.generator = torch.Generator().manual_seed(self.config.seed)
+        self.history: list[Metrics] = []
+
+    def _load(self, model, reward, tokenizer, critic) -> None:
+        if isinstance(model, PreTrainedModel):
+            if tokenizer is None:
+                raise ValueError("`model` is a model object: pass its tokenizer too, PPOTrainer(model, reward, tokenizer=…)")
+            self.policy, self.tokenizer, self.reward = model, tokenizer, reward
+            self.critic = critic or Critic.from_policy(self.policy)
+        elif self.config.model in worlds.NAMES:
+            world = worlds.load(self.config.model)
+            self.policy, self.tokenizer, self.reward = world.model, tokenizer or world.tokenizer, reward or world.reward
+            self.critic = critic or Critic.from_policy(self.policy)
+        else:
+            self.policy, own_tokenizer = load_policy(self.config.model)
+            self.tokenizer, self.reward = tokenizer or own_tokenizer, reward
+            self.critic = critic or load_critic(self.config.model, self.policy)
+        if not callable(self.reward):
+            raise ValueError(
+                f"`reward` is {self.reward!r}: pass a function (prompts, responses) -> scores or a RewardModel "
+                f"(only the embedded worlds {', '.join(worlds.NAMES)} bring one)"
+            )
+
+    def train(
+        self,
+        dataset: PPODataset,
+        callback: Callable[["PPOTrainer", Rollout, Metrics], None] | None = None,
+    ) -> list[Metrics]:
+        """Run `config.num_updates` updates and return the metrics of each.
+
+        Interrupted by Ctrl-C or an error, it still saves models and logs in `output_dir`, then re-raises.
+
+        Args:
+            dataset: a `PPODataset`, a `datasets.Dataset` with a column `prompt`, or a list of strings.
+            callback: called as `callback(trainer, rollout, metrics)` after each update.
+
+        Raises:
+            ValueError: a prompt leaves no room for a response.
+            RewardError: the reward failed; the message names the prompt.
+        """
+        dataset = as_dataset(dataset)
+        self.check_room(dataset)
+        if self.config.output_dir:
+            Path(self.config.output_dir).mkdir(parents=True, exist_ok=True)
+            self.config.to_yaml(Path(self.config.output_dir) / "config.yaml")
+        batches = prompt_batches(dataset, self.config.batch_size, self.generator)
+        try:
+            for _ in (progress := tqdm(range(self.config.num_updates), desc="PPO", unit="update")):
+                metrics, rollout = self.train_step(next(batches))
+                self.log(metrics)
+                progress.set_postfix(score=metrics["objective/scores"], kl=metrics["objective/kl"])
+                if callback:
+                    callback(self, rollout, metrics)
+        except BaseException as error:
+            if self.config.output_dir:
+                error.add_note(f"models after {len(self.history)} whole updates are saved in {self.model_dir}")
+            raise
+        finally:
+            if self.config.output_dir:
+                self.save(self.model_dir)
+        return self.history
+
+    def train_step(self, prompts: list[str]) -> tuple[Metrics, Rollout]:
+        """One update: sample a rollout, score it, estimate advantages, optimise."""
+        start = time.perf_counter()
+        rollout = self.collect(prompts)
+        self.score(rollout)
+        self.estimate(rollout)
+        metrics = self.rollout_metrics(rollout) | self.update(rollout)
+        metrics["eps"] = len(rollout) / (time.perf_counter() - start)
+        return metrics, rollout
+
+    def collect(self, prompts: list[str], generator: torch.Generator | None = None) -> Rollout:
+        """Sample `group_size` responses to each prompt from the policy."""
+        repeated = [prompt for prompt in prompts for _ in range(self.config.group_size)]
+        return sample(
+            self.policy,
+            self.tokenizer,
+            repeated,
+            self.config.max_new_tokens,
+            temperature=self.config.temperature,
+            generator=generator or self.generator,
+        )
+
+    def score(self, rollout: Rollout) -> None:
+        """Fill `scores` with the reward of each response."""
+        rollout.scores = score_responses(self.reward, rollout.prompts, rollout.responses).to(self.device)
+
+    @torch.no_grad()
+    def estimate(self, rollout: Rollout) -> None:
+        """Fill `ref_logprobs`, `values`, `rewards`, `advantages` and `returns`."""
+        config = self.config
+        ref_logits = response_logits(self.reference, rollout, config.temperature)
+        rollout.ref_logprobs = logprobs_of(ref_logits, rollout.response_ids).masked_fill(~rollout.mask, 0.0)
+        rollout.values = response_values(self.critic, rollout)
+        rollout.rewards = token_rewards(
+            rollout.scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, config.kl_coef
+        )
+        rollout.advantages, rollout.returns = gae(
+            rollout.rewards, rollout.values, rollout.mask, rollout.ended, config.gamma, config.lam, config.bootstrap_cut
+        )
+        if config.whiten_advantages:
+            rollout.advantages = whiten(rollout.advantages, rollout.mask)
+
+    def update(self, rollout: Rollout) -> Metrics:
+        """`num_ppo_epochs` passes over the rollout in shuffled minibatches; the mean of their metrics."""
+        steps = []
+        for _ in range(self.config.num_ppo_epochs):
+            order = torch.randperm(len(rollout), generator=self.generator)
+            for index in order.split(self.config.minibatch_size):
+                steps.append(self.step(rollout.select(index)))
+        return {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
+
+    def step(self, minibatch: Rollout) -> Metrics:
+        """One optimiser step; the gradients of policy and critic are clipped separately."""
+        loss, metrics = self.loss(minibatch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        limit = self.config.max_grad_norm
+        metrics["policy/grad_norm"] = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), limit)
+        metrics["val/grad_norm"] = torch.nn.utils.clip_grad_norm_(self.critic.parameters(), limit)
+        self.optimizer.step()
+        return {name: float(value) for name, value in metrics.items()}
+
+    def loss(self, minibatch: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
+        """The PPO loss of a minibatch, and its metrics: policy + vf_coef · value − entropy_coef · entropy."""
+        config, mask, old = self.config, minibatch.mask, minibatch.logprobs
+        logits = response_logits(self.policy, minibatch, config.temperature)
+        logprobs = logprobs_of(logits, minibatch.response_ids)
+        values = response_values(self.critic, minibatch)[:, :-1]
+        old_values = minibatch.values[:, :-1]
+        policy = policy_loss(logprobs, old, minibatch.advantages, mask, config.cliprange)
+        value = value_loss(values, old_values, minibatch.returns, mask, config.cliprange_value)
+        entropy = masked_mean(entropy_of(logits), mask)
+        loss = policy + config.vf_coef * value - config.entropy_coef * entropy
+        with torch.no_grad():
+            ratio = (logprobs - old).exp()
+            moved = ((values - old_values).abs() > config.cliprange_value).float()
+            metrics = {
+                "loss/policy_avg": policy.detach(),
+                "loss/value_avg": value.detach(),
+                "policy/entropy_avg": entropy.detach(),
+                "policy/approxkl_avg": masked_mean(0.5 * (logprobs - old) ** 2, mask),
+                "policy/clipfrac_avg": clip_fraction(logprobs, old, minibatch.advantages, mask, config.cliprange),
+                "val/clipfrac_avg": masked_mean(moved, mask),
+                "val/ratio": masked_mean(ratio, mask),
+                "val/ratio_var": masked_var(ratio, mask),
+            }
+        return loss, metrics
+
+    def rollout_metrics(self, rollout: Rollout) -> Metrics:
+        """Metrics of the rollout itself, before any update, under TRL's names."""
+        mask = rollout.mask
+        kl = kl_k1(rollout.logprobs, rollout.ref_logprobs).masked_fill(~mask, 0.0).sum(dim=1).mean()
+        unexplained = masked_var(rollout.returns - rollout.values[:, :-1], mask)
+        metrics = {
+            "objective/kl": kl,
+            "objective/entropy": -rollout.logprobs.sum(dim=1).mean(),
+            "objective/non_score_reward": -self.config.kl_coef * kl,
+            "objective/rlhf_reward": rollout.rewards.sum(dim=1).mean(),
+            "objective/scores": rollout.scores.mean(),
+            "objective/scores_std": rollout.scores.std(unbiased=False),
+            "val/num_eos_tokens": rollout.ended.sum(),
+            "val/explained_variance": 1 - unexplained / masked_var(rollout.returns, mask).clamp(min=1e-8),
+            "response/length": rollout.lengths.float().mean(),
+        }
+        return {name: float(value) for name, value in metrics.items()}
+
+    def log(self, metrics: Metrics) -> None:
+        """Number the update, keep its metrics in `history`, and append them to `metrics.jsonl`."""
+        metrics["lr"] = self.optimizer.param_groups[0]["lr"]
+        metrics["update"] = len(self.history) + 1
+        metrics["episode"] = metrics["update"] * self.config.batch_size * self.config.group_size
+        self.history.append(metrics)
+        if self.config.output_dir:
+            with open(Path(self.config.output_dir) / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(metrics) + "\n")
+
+    def check_room(self, dataset: PPODataset) -> None:
+        """Raise ValueError where a prompt and `max_new_tokens` do not fit in the policy's context."""
+        room = getattr(self.policy.config.get_text_config(), "max_position_embeddings", None)
+        for index, prompt in enumerate(dataset):
+            tokens = encode_prompts(self.tokenizer, [prompt])[0].shape[1]
+            if tokens == 0:
+                raise ValueError(f"prompt {index} ({prompt!r}) has no tokens: the policy needs one to start from; drop it")
+            if room and tokens + self.config.max_new_tokens > room:
+                raise ValueError(
+                    f"prompt {index} has {tokens} tokens, and `max_new_tokens`={self.config.max_new_tokens} more exceed "
+                    f"the policy's context of {room}: shorten or drop the prompt, or lower `max_new_tokens`"
+                )
+
+    def generate(self, prompts: list[str], greedy: bool = False, seed: int = 0) -> list[str]:
+        """The policy's responses to `prompts`; the same `seed` gives the same ones, whatever came before."""
+        config, generator = self.config, torch.Generator().manual_seed(seed)
+        rollout = sample(
+            self.policy, self.tokenizer, prompts, config.max_new_tokens, config.temperature, generator, greedy
+        )
+        return rollout.responses
+
+    @property
+    def model_dir(self) -> Path:
+        """Where a run with an `output_dir` saves its models."""
+        return Path(self.config.output_dir) / "model"
+
+    def save(self, folder: str | Path) -> None:
+        """Write policy, tokenizer and critic; `PPOTrainer(model=folder, reward=…)` and every stage load them."""
+        save_models(folder, self.policy, self.tokenizer, self.critic)
+
+    def plot(self):
+        """The training metrics so far as a Plotly figure."""
+        from ppo_lib.plots import training_figure
+
+        return training_figure(self.history)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is the GPU where there is one.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`device`={name!r} cannot be used here: {error}; use \"auto\" or \"cpu\"") from error

@@ -1,0 +1,105 @@
+"""Rewards: any function of texts, or a learned model, behind one small protocol."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ppo_lib.models import check_same_vocabulary
+
+#: What a trainer calls: B prompts and B responses as texts → B scores.
+RewardFunction = Callable[[list[str], list[str]], Sequence[float] | Tensor]
+
+
+class RewardError(ValueError):
+    """A reward returned something unusable, or raised; the message says for which prompt."""
+
+
+class RewardModel:
+    """A sequence-classification model with one output, as a reward: the score of prompt + response.
+
+    Args:
+        model: any `AutoModelForSequenceClassification` with `num_labels=1`.
+        tokenizer: the model's own; `None` means that it shares the policy's (the trainer then checks that
+            the vocabularies agree).
+
+    Raises:
+        ValueError: the model has more than one output.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None):
+        if model.config.num_labels != 1:
+            raise ValueError(
+                f"the reward model has {model.config.num_labels} outputs: load it with num_labels=1, "
+                "or write a function (prompts, responses) -> scores that picks one"
+            )
+        self.model = model.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+
+    def bind(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Take the policy's tokenizer where the model came with none.
+
+        Raises:
+            ValueError: the vocabularies differ.
+        """
+        if self.tokenizer is None:
+            check_same_vocabulary(policy, self.model, "reward model")
+            self.tokenizer = tokenizer
+        if self.model.config.pad_token_id is None:  # the model finds the last real token by it
+            self.model.config.pad_token_id = self.tokenizer.pad_token_id
+        self.model.to(policy.device)
+
+    @torch.no_grad()
+    def __call__(self, prompts: list[str], responses: list[str]) -> Tensor:
+        """Scores [B]."""
+        return sequence_scores(self.model, self.tokenizer, [p + r for p, r in zip(prompts, responses)])
+
+
+def sequence_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Tensor:
+    """The one output of a sequence-classification model for each text: [B], with gradient."""
+    batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt").to(model.device)
+    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.squeeze(-1).float()
+
+
+def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """−mean log σ(chosen − rejected): how surprised the scores [N] are by the preferences.
+
+    Source: Bradley and Terry 1952; Ouyang et al. 2022 (arXiv 2203.02155), equation 1.
+    """
+    return -torch.nn.functional.logsigmoid(chosen - rejected).mean()
+
+
+def score_responses(reward: RewardFunction, prompts: list[str], responses: list[str]) -> Tensor:
+    """Call `reward` and check what comes back: scores [B], float.
+
+    Raises:
+        RewardError: the reward raised, returned another number of scores than there are responses, or a
+            score that is not a finite number. The message names the prompt.
+    """
+    try:
+        scores = reward(prompts, responses)
+    except Exception as error:
+        raise RewardError(f"the reward raised {error!r}{_culprit(reward, prompts, responses)}") from error
+    scores = torch.as_tensor(scores, dtype=torch.float32).detach().cpu()
+    if scores.shape != (len(prompts),):
+        raise RewardError(
+            f"the reward returned scores of shape {tuple(scores.shape)} for {len(prompts)} responses: "
+            "return one number per response, in order"
+        )
+    for index in (~scores.isfinite()).nonzero().flatten().tolist():
+        raise RewardError(
+            f"the reward gave {scores[index].item()} for prompt {prompts[index]!r} and response {responses[index]!r}: "
+            "return a finite number"
+        )
+    return scores
+
+
+def _culprit(reward: RewardFunction, prompts: list[str], responses: list[str]) -> str:
+    """Try the responses one at a time to tell which of them the reward fails on."""
+    for prompt, response in zip(prompts, responses):
+        try:
+            reward([prompt], [response])
+        except Exception:
+            return f" for prompt {prompt!r} and response {response!r}"
+    return f" for a batch of {len(prompts)}, though for none of its responses alone"

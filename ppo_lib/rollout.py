@@ -1,0 +1,173 @@
+"""The rollout: the one batch that flows prompts → sample → score → estimate → update, and its sampler."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ppo_lib.models import Critic, model_inputs
+
+
+@dataclass
+class Rollout:
+    """B sampled responses of at most T tokens to prompts of at most P tokens, and all that is known of them.
+
+    Prompts are padded on the left, responses on the right. Fields below `responses` are filled on the way.
+    """
+
+    # trajectory
+    prompts: list[str]  # B texts
+    responses: list[str]  # B texts, special tokens removed
+    prompt_ids: Tensor  # [B, P]
+    prompt_mask: Tensor  # [B, P] bool, true on real prompt tokens
+    response_ids: Tensor  # [B, T], the actions a_t
+    mask: Tensor  # [B, T] bool, true on sampled tokens, EOS included
+    ended: Tensor  # [B] bool, true where EOS was sampled, false where the response was cut off
+    # policies
+    logprobs: Tensor  # [B, T], log π_old(a_t), of the distribution that was sampled from
+    ref_logprobs: Tensor | None = None  # [B, T], log π_ref(a_t)
+    # outcome
+    scores: Tensor | None = None  # [B], the reward's word on each whole response
+    rewards: Tensor | None = None  # [B, T], score and KL penalty, token by token
+    # values
+    values: Tensor | None = None  # [B, T+1], V(s_t) before each token and after the last
+    advantages: Tensor | None = None  # [B, T], A_t
+    returns: Tensor | None = None  # [B, T], A_t + V(s_t), from advantages before whitening
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def tokens(self) -> Tensor:
+        """Prompt and response side by side: [B, P+T]."""
+        return torch.cat([self.prompt_ids, self.response_ids], dim=1)
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """[B, P+T] long, 1 on real tokens."""
+        return torch.cat([self.prompt_mask, self.mask], dim=1).long()
+
+    @property
+    def lengths(self) -> Tensor:
+        """Sampled tokens of each response: [B]."""
+        return self.mask.sum(dim=1)
+
+    def _map(self, on_tensor, on_list) -> "Rollout":
+        fields = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            fields[field.name] = (
+                on_tensor(value) if isinstance(value, Tensor) else on_list(value) if isinstance(value, list) else value
+            )
+        return type(self)(**fields)
+
+    def to(self, device: torch.device | str) -> "Rollout":
+        """The same rollout with its tensors on `device`."""
+        return self._map(lambda tensor: tensor.to(device), list)
+
+    def select(self, index: Tensor) -> "Rollout":
+        """The rows `index` [b] of every field."""
+        rows = index.tolist()
+        return self._map(lambda tensor: tensor[index.to(tensor.device)], lambda texts: [texts[row] for row in rows])
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    """Token ids [B, P], padded on the left, and their mask [B, P] bool.
+
+    A prompt that already begins with the BOS text (a rendered chat template) is not given a second BOS.
+    """
+    bos = tokenizer.bos_token
+    rows = [tokenizer(p, add_special_tokens=not (bos and p.startswith(bos)))["input_ids"] for p in prompts]
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for row, tokens in enumerate(rows):
+        ids[row, longest - len(tokens) :] = torch.tensor(tokens)
+        mask[row, longest - len(tokens) :] = True
+    return ids, mask
+
+
+def eos_token_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token id that ends a response: the tokenizer's EOS and those of the model's generation config."""
+    configured = getattr(policy.generation_config, "eos_token_id", None)
+    configured = configured if isinstance(configured, list) else [configured]
+    return sorted({tokenizer.eos_token_id, *configured} - {None})
+
+
+def draw(logprobs: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One sample from each row of `logprobs` [B, V] by inverting its cumulative distribution: [B]."""
+    cumulative = logprobs.double().exp().cumsum(dim=-1)
+    uniform = torch.rand(len(logprobs), 1, generator=generator, dtype=torch.float64).to(logprobs.device)
+    token = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+    return token.squeeze(-1).clamp(max=logprobs.shape[-1] - 1)
+
+
+@torch.no_grad()
+def sample(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+    greedy: bool = False,
+) -> Rollout:
+    """Let the policy respond to `prompts`, and note the log-probability of every token it takes.
+
+    Args:
+        max_new_tokens: T at most; a response that has not sampled EOS by then is cut off.
+        temperature: divides the logits; `logprobs` are those of the distribution after this division.
+        generator: a CPU generator; the same one gives the same responses on every device.
+        greedy: take the most probable token instead of sampling.
+    """
+    prompt_ids, prompt_mask = (x.to(policy.device) for x in encode_prompts(tokenizer, prompts))
+    eos = torch.tensor(eos_token_ids(policy, tokenizer), device=policy.device)
+    attention_mask = prompt_mask.long()
+    inputs = model_inputs(policy, prompt_ids, attention_mask)
+    running = torch.ones(len(prompts), dtype=torch.bool, device=policy.device)
+    cache, ids, masks, logps = None, [], [], []
+    for _ in range(max_new_tokens):
+        output = policy(**inputs, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        step_logprobs = torch.log_softmax(output.logits[:, -1].float() / temperature, dim=-1)  # [B, V]
+        token = step_logprobs.argmax(dim=-1) if greedy else draw(step_logprobs, generator)  # [B]
+        token = torch.where(running, token, tokenizer.pad_token_id)
+        ids.append(token)
+        masks.append(running)
+        logps.append(step_logprobs.gather(1, token[:, None]).squeeze(1).masked_fill(~running, 0.0))
+        attention_mask = torch.cat([attention_mask, running[:, None].long()], dim=1)
+        running = running & ~torch.isin(token, eos)
+        if not running.any():
+            break
+        inputs = model_inputs(policy, token[:, None], attention_mask)
+    response_ids, mask = torch.stack(ids, dim=1), torch.stack(masks, dim=1)
+    return Rollout(
+        prompts=list(prompts),
+        responses=[tokenizer.decode(row[kept], skip_special_tokens=True) for row, kept in zip(response_ids, mask)],
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        response_ids=response_ids,
+        mask=mask,
+        ended=~running,
+        logprobs=torch.stack(logps, dim=1),
+    )
+
+
+def response_logits(policy: PreTrainedModel, rollout: Rollout, temperature: float = 1.0) -> Tensor:
+    """Logits of the distributions the response tokens were drawn from: [B, T, V], divided by `temperature`."""
+    inputs = model_inputs(policy, rollout.tokens, rollout.attention_mask)
+    logits = policy(**inputs, use_cache=False).logits
+    return logits[:, rollout.prompt_ids.shape[1] - 1 : -1].float() / temperature
+
+
+def logprobs_of(logits: Tensor, actions: Tensor) -> Tensor:
+    """log π(a_t) of `actions` [B, T] under `logits` [B, T, V]: [B, T]."""
+    return torch.log_softmax(logits, dim=-1).gather(-1, actions[..., None]).squeeze(-1)
+
+
+def response_values(critic: Critic, rollout: Rollout) -> Tensor:
+    """V(s_t) before each response token and after the last: [B, T+1]."""
+    values = critic(rollout.tokens, rollout.attention_mask)
+    return values[:, rollout.prompt_ids.shape[1] - 1 :]
