@@ -21,7 +21,7 @@ class PPODataset:
         columns = getattr(prompts, "column_names", None)
         if columns is not None:
             if column not in columns:
-                raise ValueError(f"the dataset has no column `{column}` (it has {columns}): pass PPODataset(data, column=…)")
+                raise ValueError(f"the dataset has columns {columns}, not `{column}`: pass PPODataset(data, column=…)")
             prompts = prompts[column]
         if isinstance(prompts, str):
             raise TypeError("`prompts` is one string: pass a list of strings, e.g. PPODataset([prompt])")
@@ -30,7 +30,7 @@ class PPODataset:
             raise ValueError("there are no prompts: PPODataset needs at least one")
         for index, prompt in enumerate(self.prompts):
             if not isinstance(prompt, str):
-                raise TypeError(f"prompt {index} is a {type(prompt).__name__}, not text: convert it with str() or drop it")
+                raise TypeError(f"prompt {index} is a {type(prompt).__name__}, not text: make it a str or drop it")
             if not prompt.strip():
                 raise ValueError(f"prompt {index} is empty: the policy needs at least one token to start from; drop it")
 

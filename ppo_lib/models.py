@@ -4,7 +4,6 @@ import copy
 import inspect
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -82,7 +81,9 @@ def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(policy).requires_grad_(False).eval()
 
 
-def save_models(folder: str | Path, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, critic: Critic) -> None:
+def save_models(
+    folder: str | Path, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, critic: Critic
+) -> None:
     """Write policy, tokenizer and critic so that `AutoModelForCausalLM.from_pretrained(folder)` works."""
     policy.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

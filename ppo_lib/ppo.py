@@ -86,7 +86,7 @@ class PPOTrainer:
     def _load(self, model, reward, tokenizer, critic) -> None:
         if isinstance(model, PreTrainedModel):
             if tokenizer is None:
-                raise ValueError("`model` is a model object: pass its tokenizer too, PPOTrainer(model, reward, tokenizer=…)")
+                raise ValueError("`model` is an object: pass its tokenizer too, PPOTrainer(model, reward, tokenizer=…)")
             self.policy, self.tokenizer, self.reward = model, tokenizer, reward
             self.critic = critic or Critic.from_policy(self.policy)
         elif self.config.model in worlds.NAMES:
@@ -260,14 +260,14 @@ class PPOTrainer:
 
     def check_room(self, dataset: PPODataset) -> None:
         """Raise ValueError where a prompt and `max_new_tokens` do not fit in the policy's context."""
-        room = getattr(self.policy.config.get_text_config(), "max_position_embeddings", None)
+        room = getattr(self.policy.config.get_text_config(), "max_position_embeddings", None) or float("inf")
         for index, prompt in enumerate(dataset):
-            tokens = encode_prompts(self.tokenizer, [prompt])[0].shape[1]
-            if tokens == 0:
-                raise ValueError(f"prompt {index} ({prompt!r}) has no tokens: the policy needs one to start from; drop it")
-            if room and tokens + self.config.max_new_tokens > room:
+            length = encode_prompts(self.tokenizer, [prompt])[0].shape[1]
+            if length == 0:
+                raise ValueError(f"prompt {index} ({prompt!r}) has no tokens, nothing to go on from: drop it")
+            if length + self.config.max_new_tokens > room:
                 raise ValueError(
-                    f"prompt {index} has {tokens} tokens, and `max_new_tokens`={self.config.max_new_tokens} more exceed "
+                    f"prompt {index} has {length} tokens; with `max_new_tokens`={self.config.max_new_tokens} it exceeds "
                     f"the policy's context of {room}: shorten or drop the prompt, or lower `max_new_tokens`"
                 )
 

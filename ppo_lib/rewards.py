@@ -53,7 +53,7 @@ class RewardModel:
     @torch.no_grad()
     def __call__(self, prompts: list[str], responses: list[str]) -> Tensor:
         """Scores [B]."""
-        return sequence_scores(self.model, self.tokenizer, [p + r for p, r in zip(prompts, responses)])
+        return sequence_scores(self.model, self.tokenizer, [p + r for p, r in zip(prompts, responses, strict=True)])
 
 
 def sequence_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Tensor:
@@ -97,7 +97,7 @@ def score_responses(reward: RewardFunction, prompts: list[str], responses: list[
 
 def _culprit(reward: RewardFunction, prompts: list[str], responses: list[str]) -> str:
     """Try the responses one at a time to tell which of them the reward fails on."""
-    for prompt, response in zip(prompts, responses):
+    for prompt, response in zip(prompts, responses, strict=True):
         try:
             reward([prompt], [response])
         except Exception:

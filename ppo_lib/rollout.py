@@ -143,9 +143,10 @@ def sample(
             break
         inputs = model_inputs(policy, token[:, None], attention_mask)
     response_ids, mask = torch.stack(ids, dim=1), torch.stack(masks, dim=1)
+    sampled = [row[kept] for row, kept in zip(response_ids, mask, strict=True)]
     return Rollout(
         prompts=list(prompts),
-        responses=[tokenizer.decode(row[kept], skip_special_tokens=True) for row, kept in zip(response_ids, mask)],
+        responses=tokenizer.batch_decode(sampled, skip_special_tokens=True),
         prompt_ids=prompt_ids,
         prompt_mask=prompt_mask,
         response_ids=response_ids,
