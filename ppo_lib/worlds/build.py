@@ -1,0 +1,168 @@
+"""Rebuild the shipped files of the `reviews` world: `python -m ppo_lib.worlds.build [folder]`.
+
+Corpus → tokenizer → language model → preferences → reward model, all from fixed seeds on one CPU thread: on one machine
+with the same package versions, two runs write the same bytes. It takes a few minutes and prints what it measures.
+"""
+
+import hashlib
+import random
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+
+from ppo_lib.worlds import grammar, reviews
+
+DATA = Path(__file__).parent / "data"
+CORPUS_SIZE = 20_000
+VOCABULARY = 640
+PAD, EOS = "<pad>", "<eos>"
+POLICY_STEPS, POLICY_BATCH = 1500, 128
+PAIRS, HELDOUT_PAIRS, PROXY_EPOCHS = 6000, 2000, 3
+CENTRE = 0.01  # weight of the term that keeps the proxy's mean near zero (Eisenstein et al. 2023, arXiv:2312.09244)
+
+
+def build_tokenizer(corpus: list[str]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE: 2 special tokens, the 256 bytes, and merges learned from the corpus."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[PAD, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        padding_side="left",
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def llama_config(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int, **extra) -> LlamaConfig:
+    """A small Llama over this tokenizer."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        **extra,
+    )
+
+
+def build_policy(tokenizer: PreTrainedTokenizerFast, corpus: list[str]) -> LlamaForCausalLM:
+    """Train the language model on the corpus, each review closed by EOS."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(llama_config(tokenizer, hidden=48, layers=2, tie_word_embeddings=True))
+    texts = tokenizer([text + EOS for text in corpus], padding=True, padding_side="right", return_tensors="pt")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, POLICY_STEPS, pct_start=0.05)
+    for step in range(POLICY_STEPS):
+        rows = torch.randint(len(corpus), (POLICY_BATCH,))
+        ids, mask = texts["input_ids"][rows], texts["attention_mask"][rows]
+        width = int(mask.sum(1).max())
+        ids, mask = ids[:, :width], mask[:, :width]
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
+        targets = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 250 == 249:
+            print(f"policy step {step + 1}: loss {loss.item():.3f} nats per token", flush=True)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model.eval()
+
+
+def proxy_scores(model: LlamaForSequenceClassification, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor:
+    """Scores [N] of N texts."""
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    return model(**batch).logits.squeeze(-1)
+
+
+def build_proxy(tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str, str]]) -> LlamaForSequenceClassification:
+    """Train the reward model on preference pairs with the Bradley–Terry loss −log σ(r_chosen − r_rejected)."""
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(llama_config(tokenizer, hidden=24, layers=1, num_labels=1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.01)
+    pairs, order = list(pairs), random.Random(0)
+    steps = PROXY_EPOCHS * (len(pairs) // 64)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, steps, pct_start=0.05)
+    for _ in range(PROXY_EPOCHS):
+        order.shuffle(pairs)
+        for start in range(0, len(pairs) - 63, 64):
+            batch = pairs[start : start + 64]
+            texts = [prompt + chosen for prompt, chosen, _ in batch] + [prompt + rejected for prompt, _, rejected in batch]
+            chosen, rejected = proxy_scores(model, tokenizer, texts).chunk(2)
+            loss = -F.logsigmoid(chosen - rejected).mean() + CENTRE * ((chosen + rejected) ** 2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def report(tokenizer, policy, proxy) -> None:
+    """Print what the world is like: base rates, lengths, the proxy's held-out accuracy, samples."""
+    train, heldout = reviews.prompts()
+    asked = random.Random(5).choices(train, k=8192)
+    responses = reviews.sample_reviews(policy, tokenizer, asked, seed=5)
+    gold = torch.tensor(reviews.gold_reward(asked, responses))
+    sparse = torch.tensor(reviews.sparse_reward(asked, responses))
+    lengths = torch.tensor([len(tokenizer(text).input_ids) for text in responses], dtype=torch.float)
+    finished = sum(text.endswith((".", "!")) for text in responses) / len(responses)
+    print(f"base gold {gold.mean():.3f} ± {gold.std():.3f}, finished {finished:.3f}, tokens {lengths.mean():.1f}")
+    print(f"base rate of the rare form {sparse.mean():.4%}")
+    pairs = reviews.preference_pairs(HELDOUT_PAIRS, 77, policy, tokenizer, heldout)
+    chosen = proxy_scores(proxy, tokenizer, [p + c for p, c, _ in pairs])
+    rejected = proxy_scores(proxy, tokenizer, [p + r for p, _, r in pairs])
+    gap = torch.tensor([reviews.gold_score(c) - reviews.gold_score(r) for _, c, r in pairs])
+    won = chosen > rejected
+    print(f"proxy agrees with the noisy labels on {won.float().mean():.3f} of held-out pairs (gold itself: {(gap > 0).float().mean():.3f})")
+    print(f"proxy agrees with gold on {(won == (gap > 0))[gap != 0].float().mean():.3f}")
+    proxies = torch.cat([chosen, rejected])
+    print(f"proxy on base samples {proxies.mean():.3f} ± {proxies.std():.3f}")
+    for prompt, response, score in zip(asked[:8], responses, gold, strict=False):
+        print(f"  {score:+.2f}  {prompt} |{response}")
+
+
+def main(folder: Path = DATA) -> None:
+    """Build everything into `folder` and print the hash of each file."""
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    start = time.perf_counter()
+    corpus = grammar.corpus(CORPUS_SIZE)
+    tokenizer = build_tokenizer(corpus)
+    policy = build_policy(tokenizer, corpus)
+    print(f"policy: {policy.num_parameters():,} parameters after {time.perf_counter() - start:.0f} s", flush=True)
+    proxy = build_proxy(tokenizer, reviews.preference_pairs(PAIRS, 1, policy, tokenizer))
+    print(f"reward model: {proxy.num_parameters():,} parameters after {time.perf_counter() - start:.0f} s", flush=True)
+    tokenizer.save_pretrained(folder / "policy")
+    policy.save_pretrained(folder / "policy")
+    proxy.save_pretrained(folder / "reward_model")
+    report(tokenizer, policy, proxy)
+    for path in sorted(folder.rglob("*.*")):
+        print(hashlib.sha256(path.read_bytes()).hexdigest()[:16], f"{path.stat().st_size:>9,}", path.relative_to(folder))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:2]))
