@@ -267,8 +267,8 @@ class PPOTrainer:
                 raise ValueError(f"prompt {index} ({prompt!r}) has no tokens, nothing to go on from: drop it")
             if length + self.config.max_new_tokens > room:
                 raise ValueError(
-                    f"prompt {index} has {length} tokens; with `max_new_tokens`={self.config.max_new_tokens} it exceeds "
-                    f"the policy's context of {room}: shorten or drop the prompt, or lower `max_new_tokens`"
+                    f"prompt {index} has {length} tokens; with `max_new_tokens`={self.config.max_new_tokens} it exceeds"
+                    f" the policy's context of {room}: shorten or drop the prompt, or lower `max_new_tokens`"
                 )
 
     def generate(self, prompts: list[str], greedy: bool = False, seed: int = 0) -> list[str]:

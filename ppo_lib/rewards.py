@@ -81,7 +81,10 @@ def score_responses(reward: RewardFunction, prompts: list[str], responses: list[
         scores = reward(prompts, responses)
     except Exception as error:
         raise RewardError(f"the reward raised {error!r}{_culprit(reward, prompts, responses)}") from error
-    scores = torch.as_tensor(scores, dtype=torch.float32).detach().cpu()
+    try:
+        scores = torch.as_tensor(scores, dtype=torch.float32).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RewardError(f"the reward returned {scores!r}: return one number per response, in order") from error
     if scores.shape != (len(prompts),):
         raise RewardError(
             f"the reward returned scores of shape {tuple(scores.shape)} for {len(prompts)} responses: "

@@ -1,0 +1,129 @@
+"""The loss terms against hand tables, finite differences on a 3-token vocabulary, and invariances."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppo_lib.losses import clip_fraction, entropy_of, policy_loss, value_loss
+
+ONE = torch.ones(1, 1, dtype=torch.bool)
+
+
+def one(x):
+    return torch.tensor([[float(x)]])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected"),
+    [(1.0, 2.0, 2.0), (1.5, 1.0, 1.2), (0.5, 1.0, 0.5), (1.5, -1.0, -1.5), (0.5, -1.0, -0.8)],
+)
+def test_clipped_surrogate_by_hand(ratio, advantage, expected):
+    loss = policy_loss(one(ratio).log(), one(0.0), one(advantage), ONE, cliprange=0.2)
+    assert -loss.item() == pytest.approx(expected, abs=1e-6), (
+        "the surrogate is not min(r A, clip(r) A): is the sign, the min, the clip or the ratio's direction wrong?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "moves"),
+    [(1.1, 1.0, True), (1.5, 1.0, False), (0.5, 1.0, True), (1.5, -1.0, True), (0.5, -1.0, False), (0.9, -1.0, True)],
+)
+def test_gradient_dies_exactly_where_the_clip_bites(ratio, advantage, moves):
+    logprob = one(ratio).log().requires_grad_()
+    policy_loss(logprob, one(0.0), one(advantage), ONE, cliprange=0.2).backward()
+    assert (logprob.grad.item() != 0) == moves, "the clip removes the gradient on the wrong side"
+    assert clip_fraction(logprob, one(0.0), one(advantage), ONE, 0.2).item() == float(not moves)
+
+
+def test_policy_gradient_against_finite_differences():
+    """Σ_a π_old(a) · surrogate(a) is the true objective; its gradient must be that of E_π[A] at π = π_old."""
+    theta = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
+    gains = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    old = torch.log_softmax(theta, 0)
+
+    def true_objective(parameters):
+        return (torch.softmax(parameters, 0) * gains).sum()
+
+    step, numeric = 1e-6, []
+    for i in range(3):
+        shift = torch.zeros(3, dtype=torch.float64)
+        shift[i] = step
+        numeric.append(((true_objective(theta + shift) - true_objective(theta - shift)) / (2 * step)).item())
+    free = theta.clone().requires_grad_()
+    logprobs = torch.log_softmax(free, 0)
+    for a, share in enumerate(old.exp()):  # how often each action would have been sampled
+        loss = policy_loss(logprobs[a].view(1, 1), old[a].view(1, 1), gains[a].view(1, 1), ONE, 0.2)
+        (share * loss).backward(retain_graph=True)
+    assert (-free.grad).tolist() == pytest.approx(numeric, abs=1e-6), "the policy gradient differs from ∇E[A]"
+
+
+def test_loss_is_one_mean_over_all_tokens():
+    """A long and a short response: each token counts the same, not each response."""
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    advantages = torch.tensor([[1.0, 1.0, 1.0], [5.0, 99.0, 99.0]])
+    zeros = torch.zeros(2, 3)
+    assert policy_loss(zeros, zeros, advantages, mask, 0.2).item() == pytest.approx(-2.0), (
+        "the loss is a mean of means (or runs over padding), not one mean over all response tokens"
+    )
+    assert value_loss(zeros, zeros, advantages, mask, 0.2).item() == pytest.approx(0.5 * (3 + 25) / 4), (
+        "the value loss is not ½ of one mean over all response tokens"
+    )
+
+
+def test_value_clip_is_pessimistic():
+    """Old value 0, target 2: a value of 1 is judged by the clipped 0.2; a value of −1 by itself."""
+    assert value_loss(one(1.0), one(0.0), one(2.0), ONE, 0.2).item() == pytest.approx(0.5 * 1.8**2), "value clip lost"
+    assert value_loss(one(-1.0), one(0.0), one(2.0), ONE, 0.2).item() == pytest.approx(0.5 * 9.0), (
+        "the value clip takes the smaller error: it must take the larger"
+    )
+
+
+def test_entropy_of_known_distributions():
+    uniform, certain = torch.zeros(1, 8), torch.tensor([[100.0] + [0.0] * 7])
+    assert entropy_of(uniform).item() == pytest.approx(torch.tensor(8.0).log().item()), "wrong sign or base"
+    assert entropy_of(certain).item() == pytest.approx(0.0, abs=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 999), extra=st.integers(1, 4))
+def test_padding_and_order_change_neither_loss_nor_gradient(seed, extra):
+    g = torch.Generator().manual_seed(seed)
+    rows, width = 3, 4
+    mask = torch.arange(width)[None] < torch.randint(1, width + 1, (rows, 1), generator=g)
+    new, old, adv, val, old_val, ret = (torch.randn(rows, width, generator=g) for _ in range(6))
+
+    def total(new, old, adv, val, old_val, ret, mask):
+        new, val = new.clone().requires_grad_(), val.clone().requires_grad_()
+        loss = policy_loss(new, old, adv, mask, 0.2) + value_loss(val, old_val, ret, mask, 0.2)
+        loss.backward()
+        return loss.item(), new.grad, val.grad
+
+    def pad(x):
+        return torch.cat([x, torch.full((rows, extra), float("nan"))], dim=1)
+
+    loss, g_new, g_val = total(new, old, adv, val, old_val, ret, mask)
+    wide_mask = torch.cat([mask, torch.zeros(rows, extra, dtype=torch.bool)], dim=1)
+    wide = total(pad(new), pad(old), pad(adv), pad(val), pad(old_val), pad(ret).nan_to_num(0.0), wide_mask)
+    assert wide[0] == pytest.approx(loss, abs=1e-5), "padding changes the loss"
+    assert torch.allclose(wide[1][:, :width], g_new, atol=1e-6) and torch.allclose(wide[2][:, :width], g_val, atol=1e-6)
+    assert (wide[1][:, width:] == 0).all() and (wide[2][:, width:] == 0).all(), "padding receives a gradient"
+    order = torch.randperm(rows, generator=g)
+    turned = total(*(x[order] for x in (new, old, adv, val, old_val, ret, mask)))
+    assert turned[0] == pytest.approx(loss, abs=1e-5), "the order of the batch changes the loss"
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 999), split=st.integers(1, 5))
+def test_micro_batches_weighted_by_tokens_equal_one_batch(seed, split):
+    """Σ (tokens of part / all tokens) · loss(part) has the gradient of the whole: what accumulation must do."""
+    g = torch.Generator().manual_seed(seed)
+    mask = torch.arange(4)[None] < torch.randint(1, 5, (6, 1), generator=g)
+    old, adv = torch.randn(6, 4, generator=g), torch.randn(6, 4, generator=g)
+    whole = torch.randn(6, 4, generator=g).requires_grad_()
+    policy_loss(whole, old, adv, mask, 0.2).backward()
+    parts = whole.detach().clone().requires_grad_()
+    for rows in torch.arange(6).split(split):
+        share = mask[rows].sum() / mask.sum()
+        (share * policy_loss(parts[rows], old[rows], adv[rows], mask[rows], 0.2)).backward()
+    assert torch.allclose(whole.grad, parts.grad, atol=1e-6)

@@ -1,0 +1,66 @@
+"""The reward protocol: functions and learned models, and what happens when they go wrong."""
+
+import math
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from ppo_lib.rewards import RewardError, RewardModel, bradley_terry_loss, score_responses
+from tests.unit.tiny import byte_tokenizer, tiny_policy
+
+
+def classifier(vocab_size=258, num_labels=1):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        num_labels=num_labels, pad_token_id=None,
+    )
+    return LlamaForSequenceClassification(config)
+
+
+def test_bradley_terry_by_hand():
+    loss = bradley_terry_loss(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.0]))
+    expected = (math.log(1 + math.exp(-1)) + math.log(2)) / 2
+    assert loss.item() == pytest.approx(expected, abs=1e-6), "not −log σ(chosen − rejected)"
+
+
+def test_scores_come_back_in_order_as_floats():
+    scores = score_responses(lambda prompts, responses: [len(r) for r in responses], ["p", "p"], ["ab", "abcd"])
+    assert scores.tolist() == [2.0, 4.0] and scores.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (lambda p, r: [1.0], r"shape \(1,\) for 2 responses: return one number per response"),
+        (lambda p, r: [[1.0], [2.0]], r"shape \(2, 1\) for 2 responses"),
+        (lambda p, r: [1.0, math.nan], "gave nan for prompt 'second'"),
+        (lambda p, r: [math.inf, 1.0], "gave inf for prompt 'first'"),
+        (lambda p, r: ["good", "bad"], "returned .*: return one number per response"),
+        (lambda p, r: None, "returned .*: return one number per response"),
+        (lambda p, r: [1 / len(x) for x in r], r"raised ZeroDivisionError.* for prompt 'second' and response ''"),
+    ],
+)
+def test_bad_rewards_name_the_prompt(reward, message):
+    with pytest.raises(RewardError, match=message):
+        score_responses(reward, ["first", "second"], ["text", ""])
+
+
+def test_reward_model_ignores_the_padding_of_its_neighbours():
+    reward = RewardModel(classifier(), byte_tokenizer())
+    reward.bind(tiny_policy(), byte_tokenizer())
+    together = reward(["a", "a much longer prompt"], ["b", " and its response"])
+    alone = reward(["a"], ["b"])
+    assert together[0].item() == pytest.approx(alone[0].item(), abs=1e-5)
+
+
+def test_reward_model_needs_one_output():
+    with pytest.raises(ValueError, match="has 2 outputs: load it with num_labels=1"):
+        RewardModel(classifier(num_labels=2), byte_tokenizer())
+
+
+def test_shared_vocabulary_is_checked():
+    with pytest.raises(ValueError, match="the reward model has a vocabulary of 300 tokens, the policy one of 258"):
+        RewardModel(classifier(vocab_size=300)).bind(tiny_policy(), byte_tokenizer())
+    RewardModel(classifier(vocab_size=300), byte_tokenizer()).bind(tiny_policy(), byte_tokenizer())

@@ -1,0 +1,128 @@
+"""The sampler and its log-probabilities: equal to `generate`, to a full forward pass, to the distribution asked for."""
+
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from ppo_lib.models import Critic
+from ppo_lib.rollout import (
+    draw,
+    encode_prompts,
+    logprobs_of,
+    response_logits,
+    response_values,
+    sample,
+)
+from tests.unit.tiny import FAMILIES, PROMPTS, byte_tokenizer, likely_eos, tiny_policy
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_equals_generate(family):
+    policy, tokenizer = tiny_policy(family), byte_tokenizer()
+    mine = sample(policy, tokenizer, PROMPTS, 12, greedy=True)
+    theirs = policy.generate(
+        input_ids=mine.prompt_ids, attention_mask=mine.prompt_mask.long(), do_sample=False, max_new_tokens=12,
+        pad_token_id=tokenizer.pad_token_id,
+    )[:, mine.prompt_ids.shape[1] :]
+    assert torch.equal(mine.response_ids[mine.mask], theirs[mine.mask]), "greedy sampling differs from generate()"
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logprobs_equal_a_full_forward_pass(family, temperature):
+    policy, tokenizer = likely_eos(tiny_policy(family)), byte_tokenizer()
+    rollout = sample(policy, tokenizer, PROMPTS * 2, 10, temperature, torch.Generator().manual_seed(3))
+    assert rollout.lengths.min() < rollout.lengths.max(), "the test needs responses of different lengths"
+    with torch.no_grad():
+        full = logprobs_of(response_logits(policy, rollout, temperature), rollout.response_ids)
+    gap = (full - rollout.logprobs)[rollout.mask].abs().max().item()
+    assert gap < 1e-4, (
+        f"log-probs differ by {gap:.3g} from those sampled from: "
+        "off by one token, temperature forgotten, or wrong positions?"
+    )
+
+
+def test_left_padding_does_not_change_a_response():
+    """A short prompt sampled alone and beside longer ones takes the same greedy tokens, with the same log-probs."""
+    policy, tokenizer = tiny_policy(), byte_tokenizer()
+    together = sample(policy, tokenizer, PROMPTS, 8, greedy=True)
+    for row, prompt in enumerate(PROMPTS):
+        alone = sample(policy, tokenizer, [prompt], 8, greedy=True)
+        length = int(alone.lengths[0])
+        assert alone.response_ids[0, :length].tolist() == together.response_ids[row, :length].tolist()
+        assert torch.allclose(alone.logprobs[0, :length], together.logprobs[row, :length], atol=1e-4), (
+            "left padding shifts positions or is attended to"
+        )
+
+
+def test_sampled_frequencies_follow_the_distribution():
+    logprobs = torch.log_softmax(torch.tensor([2.0, 0.0, 1.0, -1.0, 0.5], dtype=torch.float64), 0)
+    drawn = draw(logprobs.repeat(20_000, 1), torch.Generator().manual_seed(0))
+    counts = torch.bincount(drawn, minlength=5)
+    assert chisquare(counts.numpy(), (logprobs.exp() * 20_000).numpy()).pvalue > 1e-3
+
+
+def test_impossible_tokens_are_never_drawn():
+    logprobs = torch.tensor([[-torch.inf, 0.0, -torch.inf]]).repeat(1000, 1)
+    assert (draw(logprobs, torch.Generator().manual_seed(0)) == 1).all()
+
+
+@pytest.mark.parametrize("pad_is_eos", [False, True])
+def test_mask_holds_the_eos_and_nothing_after_it(pad_is_eos):
+    policy, tokenizer = likely_eos(tiny_policy()), byte_tokenizer(pad_is_eos)
+    rollout = sample(policy, tokenizer, PROMPTS * 8, 10, generator=torch.Generator().manual_seed(0))
+    assert rollout.ended.any() and not rollout.ended.all(), "the test needs ended and cut responses"
+    for row, length in enumerate(rollout.lengths.tolist()):
+        ids = rollout.response_ids[row].tolist()
+        assert rollout.mask[row, :length].all() and not rollout.mask[row, length:].any()
+        assert 256 not in ids[: length - 1], "the response goes on after EOS"
+        if rollout.ended[row]:
+            assert ids[length - 1] == 256, "the mask loses the EOS: build it from what was sampled, not `token != pad`"
+        else:
+            assert length == 10
+
+
+def test_same_generator_same_responses():
+    policy, tokenizer = tiny_policy(), byte_tokenizer()
+    first, second, other = (
+        sample(policy, tokenizer, PROMPTS, 8, generator=torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)
+    )
+    assert first.responses == second.responses and torch.equal(first.logprobs, second.logprobs)
+    assert first.responses != other.responses
+
+
+def test_values_belong_to_the_state_before_each_token():
+    policy, tokenizer = tiny_policy(), byte_tokenizer()
+    critic = Critic.from_policy(policy)
+    torch.nn.init.normal_(critic.value_head.weight, generator=torch.Generator().manual_seed(0))
+    rollout = sample(policy, tokenizer, PROMPTS, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        values = response_values(critic, rollout)
+        assert values.shape == (4, rollout.mask.shape[1] + 1)
+        prompt_only = critic(rollout.prompt_ids, rollout.prompt_mask.long())[:, -1]
+    assert torch.allclose(values[:, 0], prompt_only, atol=1e-5), "V(s_0) must see the prompt alone: off by one token?"
+
+
+def test_a_new_critic_says_zero_and_shares_no_weights():
+    policy = tiny_policy()
+    critic = Critic.from_policy(policy)
+    values = critic(torch.tensor([[1, 2, 3]]), torch.ones(1, 3, dtype=torch.long))
+    assert (values == 0).all()
+    owned = {parameter.data_ptr() for parameter in policy.parameters()}
+    assert not owned & {parameter.data_ptr() for parameter in critic.parameters()}
+
+
+def test_bos_is_not_doubled_on_a_rendered_chat():
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_token = "<eos>"  # any special token will do
+    rendered, _ = encode_prompts(tokenizer, ["<eos>hello"])
+    assert rendered[0].tolist().count(256) == 1
+
+
+def test_select_and_to_keep_every_field():
+    policy, tokenizer = tiny_policy(), byte_tokenizer()
+    rollout = sample(policy, tokenizer, PROMPTS, 4, generator=torch.Generator().manual_seed(0))
+    rollout.scores = torch.arange(4.0)
+    part = rollout.select(torch.tensor([2, 0])).to("cpu")
+    assert part.prompts == [PROMPTS[2], PROMPTS[0]] and part.scores.tolist() == [2.0, 0.0] and len(part) == 2
+    assert torch.equal(part.tokens, rollout.tokens[[2, 0]]) and part.values is None
