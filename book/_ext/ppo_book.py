@@ -1,0 +1,111 @@
+"""The book's one Sphinx extension.
+
+- Plotly figures are drawn in the reader's browser from data in the page, by a script that the site serves itself.
+- `` {src}`ppo_lib/losses.py#policy_loss` `` links to a file of the repository, at the line where a name is defined;
+  a file or name that does not exist is a warning, and so fails the build.
+- Docstrings are prose with `` `code` `` in it: the API pages show them so.
+"""
+
+import html
+import json
+import os
+import re
+from pathlib import Path
+
+from docutils import nodes
+from myst_nb.core.render import MimeData, MimeRenderPlugin, NbElementRenderer, load_mime_renders
+from sphinx.application import Sphinx
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxRole
+
+LOGGER = logging.getLogger(__name__)
+PLOTLY_MIME = "application/vnd.plotly.v1+json"
+
+
+def figure_html(figure: dict, warn) -> str:
+    """A Plotly figure as HTML: data for `plotly-figures.js`, its text alternative and its caption.
+
+    Both texts come from `layout.meta`, e.g. `fig.update_layout(meta={"alt": "...", "caption": "..."})`. The colours of
+    Plotly's own template are dropped, for the script has one for light pages and one for dark ones.
+    """
+    layout = {key: value for key, value in figure.get("layout", {}).items() if key not in ("template", "meta")}
+    meta = figure.get("layout", {}).get("meta") or {}
+    alt, caption = meta.get("alt", ""), meta.get("caption", "")
+    if not alt or not caption:
+        warn("a Plotly figure needs layout.meta with an 'alt' and a 'caption'")
+    spec = {"data": figure.get("data", []), "layout": layout, "frames": figure.get("frames", [])}
+    spec_json = json.dumps(spec, separators=(",", ":")).replace("</", "<\\/")
+    return (
+        '<figure class="plotly-figure">'
+        f'<div class="plotly-plot" role="group" aria-label="{html.escape(alt, quote=True)}"></div>'
+        f'<script type="application/json">{spec_json}</script>'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    )
+
+
+class PlotlyRenderer(MimeRenderPlugin):
+    """Turns a cell's Plotly output into a figure of the page."""
+
+    mime_priority_overrides = [("html", PLOTLY_MIME, 0)]
+
+    @staticmethod
+    def handle_mime(renderer: NbElementRenderer, data: MimeData, inline: bool) -> list[nodes.Element] | None:
+        if data.mime_type != PLOTLY_MIME:
+            return None
+        # Before require.js (priority 500), which would swallow the script as an anonymous module.
+        renderer.add_js_file("plotly", "vendor/plotly.min.js", {"priority": 300})
+        renderer.add_js_file("plotly_figures", "plotly-figures.js", {"priority": 301})
+        source = Path(renderer.renderer.document["source"]).name
+        content = data.content if isinstance(data.content, dict) else json.loads(data.content)
+
+        def warn(problem: str) -> None:
+            LOGGER.warning("%s, cell %s: %s", source, data.cell_index, problem, type="ppo_book", subtype="plotly")
+
+        return [nodes.raw("", figure_html(content, warn), format="html")]
+
+
+class SourceRole(SphinxRole):
+    """A link to a file of the repository, or to the line of a definition in it."""
+
+    def run(self):
+        path, _, name = self.text.partition("#")
+        file = Path(os.environ["PPO_BOOK_ROOT"]) / path
+        line = self.line_of(name, file) if name else 0
+        if not file.exists() or line is None:
+            message = self.inliner.reporter.warning(f"{self.text}: no such file or definition", line=self.lineno)
+            return [self.inliner.problematic(self.rawtext, self.rawtext, message)], [message]
+        options = self.config.html_theme_options
+        kind = "tree" if file.is_dir() else "blob"
+        address = f"{options['repository_url']}/{kind}/{options['repository_branch']}/{path}" + (f"#L{line}" * bool(line))
+        text = name or path
+        return [nodes.reference("", "", nodes.literal(text, text), refuri=address, classes=["source-link"])], []
+
+    @staticmethod
+    def line_of(name: str, file: Path) -> int | None:
+        """The line where a function, class or method (`Class.method`) is defined, or a name is assigned."""
+        if not file.is_file():
+            return None
+        pattern = re.compile(rf"\s*(def|class)\s+{re.escape(name.split('.')[-1])}\b|{re.escape(name)}\s*[:=]")
+        lines = file.read_text("utf8").splitlines()
+        return next((number for number, line in enumerate(lines, 1) if pattern.match(line)), None)
+
+
+def docstring_to_rst(app, what, name, obj, options, lines: list[str]) -> None:
+    """Make a plain docstring safe to read as reStructuredText, in place: `code` is code, stars and bars are themselves."""
+    for number, line in enumerate(lines):
+        pieces = re.split(r"(``[^`]+``|:\w+:`[^`]+`|`[^`]+`)", line)
+        for index, piece in enumerate(pieces):
+            if index % 2 == 0:
+                pieces[index] = re.sub(r"([*|])", r"\\\1", re.sub(r"(\w)_(?=\W|$)", r"\1\\_", piece))
+            elif not piece.startswith((":", "``")):
+                pieces[index] = f"`{piece}`"
+        lines[number] = "".join(pieces)
+
+
+def setup(app: Sphinx) -> dict:
+    renderers = load_mime_renders()  # a cached list: the way in for a renderer that is not an installed package
+    if PlotlyRenderer not in renderers:
+        renderers.append(PlotlyRenderer)
+    app.add_role("src", SourceRole())
+    app.connect("autodoc-process-docstring", docstring_to_rst, priority=400)  # before napoleon (500)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

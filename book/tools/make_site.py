@@ -1,0 +1,122 @@
+"""Builds the site: executed chapters and `book/` staged with the repository's own paths, then Jupyter Book.
+
+    python book/tools/make_site.py                      the whole book into _build/html
+    python book/tools/make_site.py --only 03_rollouts   the book's own pages and one chapter, for its author
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import anywidget
+import yaml
+
+import execute
+import toc
+
+NODE_MODULES = toc.ROOT / "node_modules"
+SITE_LIBRARIES = ("jupyter-book", "myst-nb", "sphinx", "sphinx-book-theme", "pydata-sphinx-theme", "sphinxcontrib-bibtex")
+
+
+def vendor_files() -> dict[str, Path]:
+    """Where each script that the site serves comes from, by its path below `_static/vendor`."""
+    html_manager = NODE_MODULES / "@jupyter-widgets/html-manager/dist"
+    mathjax = NODE_MODULES / "mathjax/es5"
+    files = {
+        "plotly.min.js": NODE_MODULES / "plotly.js-cartesian-dist-min/plotly-cartesian.min.js",
+        "require.js": NODE_MODULES / "requirejs/require.js",
+        "embed-amd.js": html_manager / "embed-amd.js",
+        "anywidget.js": Path(anywidget.__file__).parent / "nbextension/index.js",
+        "mathjax/tex-chtml.js": mathjax / "tex-chtml.js",
+    }
+    files |= {font.name: font for font in html_manager.glob("*.woff2")}
+    fonts = mathjax / "output/chtml/fonts/woff-v2"
+    files |= {f"mathjax/output/chtml/fonts/woff-v2/{font.name}": font for font in fonts.glob("*.woff")}
+    return files
+
+
+def copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def pages_to_build(contents: dict, only: str | None) -> set[str]:
+    """The pages of the table of contents that exist; with `only`, no chapter but that one."""
+    wanted = set()
+    for page in toc.pages(contents):
+        if toc.source(page) is None:
+            print(f"not written yet, left out: {page}")
+        elif not (only and page.startswith("chapters/") and page != f"chapters/{only}"):
+            wanted.add(page)
+    if only and f"chapters/{only}" not in wanted:
+        sys.exit(f"no chapter chapters/{only} in book/_toc.yml")
+    return wanted
+
+
+def stage(build: Path, contents: dict, profile: str) -> Path:
+    """Lay out everything that Sphinx reads in BUILD/src, and return that folder."""
+    source = build / "src"
+    shutil.rmtree(source, ignore_errors=True)
+    for name in ("_config.yml", "CHANGELOG.md"):
+        copy(toc.ROOT / name, source / name)
+    (source / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False), "utf8")
+    skipped = {toc.ROOT / "book/tools"}
+    for path in execute.files_below(toc.ROOT / "book"):
+        if not skipped & set(path.parents) and path != toc.TOC:
+            copy(path, source / path.relative_to(toc.ROOT))
+    for name, path in vendor_files().items():
+        copy(path, source / "book/_static/vendor" / name)
+    for chapter in toc.chapters(contents):
+        copy(execute.execute(chapter, build, profile), source / chapter.relative_to(toc.ROOT))
+    return source
+
+
+def inputs_digest(source: Path) -> str:
+    """A hash of all that the built pages depend on; the code and tests that pages link to are part of it."""
+    linked = [p for name in ("ppo_lib", "tests", "benchmarks") for p in execute.files_below(toc.ROOT / name)]
+    versions = {name: importlib.metadata.version(name) for name in SITE_LIBRARIES}
+    parts = [execute.digest_of(execute.files_below(source), source), execute.digest_of(linked, toc.ROOT), versions]
+    return json.dumps(parts)
+
+
+def render(build: Path, source: Path) -> None:
+    """Run Jupyter Book with every warning an error; the site of an earlier run stays until this one is complete."""
+    fresh = build / "_build"
+    shutil.rmtree(fresh, ignore_errors=True)
+    command = [Path(sys.executable).with_name("jupyter-book"), "build", source, "--path-output", build]
+    options = ["-W", "-n", "--keep-going", "--all", "-q"]
+    environment = {**os.environ, "PPO_BOOK_ROOT": str(toc.ROOT)}
+    if subprocess.run([*command, *options], env=environment).returncode:
+        sys.exit("the site was not built: see the warnings above")
+    shutil.rmtree(build / "html", ignore_errors=True)
+    (fresh / "html").rename(build / "html")
+    shutil.rmtree(fresh)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--build", type=Path, default=toc.ROOT / "_build")
+    parser.add_argument("--profile", default="fast", choices=["fast", "full"])
+    parser.add_argument("--only", metavar="CHAPTER", help="no chapter but this one")
+    options = parser.parse_args()
+    build = options.build.resolve()
+    contents = toc.read()
+    contents = toc.keep(contents, pages_to_build(contents, options.only))
+    source = stage(build, contents, options.profile)
+    digest, stamp, index = inputs_digest(source), build / "site.json", build / "html/index.html"
+    if stamp.exists() and index.exists() and stamp.read_text() == digest:
+        print("the site is up to date, not built again")
+    else:
+        stamp.unlink(missing_ok=True)
+        render(build, source)
+        stamp.write_text(digest)
+    print(f"\nOpen the book: {index}\n               {index.as_uri()}")
+
+
+if __name__ == "__main__":
+    main()
