@@ -76,7 +76,8 @@ class SourceRole(SphinxRole):
             return [self.inliner.problematic(self.rawtext, self.rawtext, message)], [message]
         options = self.config.html_theme_options
         kind = "tree" if file.is_dir() else "blob"
-        address = f"{options['repository_url']}/{kind}/{options['repository_branch']}/{path}" + (f"#L{line}" * bool(line))
+        address = f"{options['repository_url']}/{kind}/{options['repository_branch']}/{path}"
+        address += f"#L{line}" if line else ""
         text = name or path
         return [nodes.reference("", "", nodes.literal(text, text), refuri=address, classes=["source-link"])], []
 
@@ -91,7 +92,7 @@ class SourceRole(SphinxRole):
 
 
 def docstring_to_rst(app, what, name, obj, options, lines: list[str]) -> None:
-    """Make a plain docstring safe to read as reStructuredText, in place: `code` is code, stars and bars are themselves."""
+    """Make a plain docstring safe to read as reStructuredText, in place: `code` is code, a star or a bar is itself."""
     for number, line in enumerate(lines):
         pieces = re.split(r"(``[^`]+``|:\w+:`[^`]+`|`[^`]+`)", line)
         for index, piece in enumerate(pieces):

@@ -10,7 +10,7 @@ import yaml
 import toc
 
 SETUP = '''\
-# Does nothing where ppo_lib is installed. On Colab it adds ppo_lib (and VADER, a small word list) and changes no package.
+# Does nothing where ppo_lib is installed. On Colab it adds ppo_lib and VADER (a word list), and changes no package.
 import importlib.util
 import subprocess
 import sys

@@ -20,7 +20,7 @@ import execute
 import toc
 
 NODE_MODULES = toc.ROOT / "node_modules"
-SITE_LIBRARIES = ("jupyter-book", "myst-nb", "sphinx", "sphinx-book-theme", "pydata-sphinx-theme", "sphinxcontrib-bibtex")
+SITE_LIBRARIES = ("jupyter-book", "myst-nb", "sphinx", "sphinx-book-theme", "sphinxcontrib-bibtex")
 
 
 def vendor_files() -> dict[str, Path]:
