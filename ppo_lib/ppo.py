@@ -130,7 +130,7 @@ class PPOTrainer:
             for _ in (progress := tqdm(range(self.config.num_updates), desc="PPO", unit="update")):
                 metrics, rollout = self.train_step(next(batches))
                 self.log(metrics)
-                progress.set_postfix(score=metrics["objective/scores"], kl=metrics["objective/kl"])
+                progress.set_postfix_str(f"score {metrics['objective/scores']:.3f}, KL {metrics['objective/kl']:.2f}")
                 if callback:
                     callback(self, rollout, metrics)
         except BaseException as error:

@@ -1,0 +1,275 @@
+"""The v0 trainer: its one update in detail, its errors, interruption, saving and determinism."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from ppo_lib.config import PPOConfig
+from ppo_lib.data import PPODataset
+from ppo_lib.models import Critic
+from ppo_lib.ppo import PPOTrainer
+from ppo_lib.rewards import RewardError, RewardModel
+from tests.unit.test_rewards import classifier
+from tests.unit.tiny import FAMILIES, PROMPTS, byte_tokenizer, likely_eos, tiny_policy
+
+SMALL_RUN = dict(batch_size=8, minibatch_size=4, total_episodes=16, max_new_tokens=6, num_ppo_epochs=2, device="cpu")
+
+
+def vowels(prompts, responses):
+    return [sum(letter in "aeiou" for letter in response) for response in responses]
+
+
+def trainer(policy=None, reward=vowels, tokenizer=None, **settings):
+    return PPOTrainer(policy or likely_eos(tiny_policy()), reward, tokenizer=tokenizer or byte_tokenizer(),
+                      **{**SMALL_RUN, **settings})
+
+
+def estimated(ppo, seed=0):
+    """A rollout that has passed collect, score and estimate."""
+    rollout = ppo.collect(PROMPTS * 2, torch.Generator().manual_seed(seed))
+    ppo.score(rollout)
+    ppo.estimate(rollout)
+    return rollout
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_family_and_prompts_of_any_length_train(family, tmp_path):
+    ppo = trainer(tiny_policy(family), output_dir=str(tmp_path))
+    before = {name: p.clone() for name, p in ppo.policy.named_parameters()}
+    history = ppo.train(PPODataset(PROMPTS))
+    assert [m["episode"] for m in history] == [8, 16]
+    assert any(not torch.equal(before[name], p) for name, p in ppo.policy.named_parameters())
+    assert all(torch.tensor(list(m.values())).isfinite().all() for m in history)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == history
+    assert PPOConfig.from_yaml(tmp_path / "config.yaml") == ppo.config
+    assert len(ppo.plot().data) > 0
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_the_first_pass_has_ratio_one(temperature):
+    ppo = trainer(temperature=temperature)
+    with torch.no_grad():
+        loss, metrics = ppo.loss(estimated(ppo))
+    assert metrics["val/ratio"].item() == pytest.approx(1.0, abs=1e-4), (
+        "the ratio is not 1 before any update: is the temperature used in both passes, are the tokens aligned?"
+    )
+    assert metrics["policy/clipfrac_avg"] == 0
+
+
+def test_the_old_policy_stays_put_during_the_epochs():
+    ppo = trainer(learning_rate=1e-2)
+    rollout = estimated(ppo)
+    ppo.step(rollout)
+    _, metrics = ppo.loss(rollout)
+    assert (metrics["val/ratio"] - 1).abs() > 1e-3 or metrics["val/ratio_var"] > 1e-4, (
+        "the ratio is still 1 after a large step: π_old must be the policy that sampled, not the present one"
+    )
+
+
+def test_dropout_is_off():
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=258, n_layer=2, n_head=4, n_embd=32, n_positions=64, resid_pdrop=0.5)
+    ppo = trainer(GPT2LMHeadModel(config).train())
+    _, metrics = ppo.loss(estimated(ppo))
+    assert metrics["val/ratio"].item() == pytest.approx(1.0, abs=1e-4), "dropout is on: old and new log-probs differ"
+
+
+def test_returns_come_from_advantages_before_whitening():
+    plain, white = trainer(whiten_advantages=False), trainer(whiten_advantages=True)
+    first, second = estimated(plain), estimated(white)
+    assert torch.allclose(first.returns, second.returns), "returns are built from whitened advantages"
+    assert torch.allclose(first.returns[first.mask], (first.advantages + first.values[:, :-1])[first.mask], atol=1e-5)
+    kept = second.advantages[second.mask]
+    assert kept.mean().abs() < 1e-5 and (kept.std() - 1).abs() < 1e-4, "advantages are not whitened over the mask"
+
+
+def test_gradients_are_clipped_each_network_by_itself():
+    ppo = trainer(max_grad_norm=1e-3)
+    metrics = ppo.step(estimated(ppo))
+    for network, name in ((ppo.policy, "policy"), (ppo.critic, "val")):
+        norm = torch.stack([p.grad.norm() for p in network.parameters() if p.grad is not None]).norm().item()
+        assert metrics[f"{name}/grad_norm"] > 1e-3, "the test needs gradients above the limit"
+        assert norm <= 1.01e-3, f"the gradient of the {name} network is not clipped"
+
+
+def test_the_entropy_bonus_lowers_the_loss():
+    ppo = trainer(entropy_coef=0.0)
+    rollout = estimated(ppo)
+    without, metrics = ppo.loss(rollout)
+    ppo.config.entropy_coef = 0.5
+    bonus, _ = ppo.loss(rollout)
+    assert (without - bonus).item() == pytest.approx(0.5 * metrics["policy/entropy_avg"].item(), abs=1e-5), (
+        "the entropy bonus has the wrong sign: subtract it from the loss"
+    )
+
+
+def test_the_reference_never_moves():
+    ppo = trainer(learning_rate=1e-2)
+    before = [p.clone() for p in ppo.reference.parameters()]
+    kls = [m["objective/kl"] for m in ppo.train(PPODataset(PROMPTS))]
+    same = [torch.equal(old, new) for old, new in zip(before, ppo.reference.parameters(), strict=True)]
+    assert all(same), "the reference moved"
+    assert abs(kls[0]) < 1e-4 and abs(kls[1]) > 1e-3, "the KL must start at 0 and then leave it"
+
+
+def test_metrics_ignore_padding():
+    """Garbage in every padded place leaves the loss, its gradient and the metrics as they are."""
+    ppo = trainer()
+    rollout = estimated(ppo)
+    clean_loss, clean = ppo.loss(rollout)
+    spoiled = rollout.select(torch.arange(len(rollout)))
+    for name in ("logprobs", "ref_logprobs", "advantages"):
+        getattr(spoiled, name)[~rollout.mask] = 1e3
+    loss, metrics = ppo.loss(spoiled)
+    assert loss.item() == pytest.approx(clean_loss.item(), abs=1e-6), "padding leaks into the loss"
+    for name, value in metrics.items():
+        assert value.item() == pytest.approx(clean[name].item(), abs=1e-5), f"padding leaks into {name}"
+    assert ppo.rollout_metrics(spoiled)["objective/kl"] == pytest.approx(ppo.rollout_metrics(rollout)["objective/kl"])
+
+
+def test_group_size_repeats_each_prompt():
+    ppo = trainer(batch_size=2, group_size=3, minibatch_size=6, total_episodes=6)
+    assert ppo.collect(["a", "b"]).prompts == ["a", "a", "a", "b", "b", "b"]
+
+
+def test_same_seed_same_run_bit_for_bit():
+    runs = []
+    for seed in (1, 1, 2):
+        ppo = trainer(seed=seed)
+        history = [{k: v for k, v in m.items() if k != "eps"} for m in ppo.train(PPODataset(PROMPTS))]
+        runs.append((history, torch.cat([p.flatten() for p in ppo.policy.parameters()])))
+    assert runs[0][0] == runs[1][0] and torch.equal(runs[0][1], runs[1][1])
+    assert not torch.equal(runs[0][1], runs[2][1])
+
+
+def test_saved_models_load_everywhere(tmp_path):
+    ppo = trainer(tiny_policy())
+    ppo.policy.generation_config.eos_token_id = [256, 255]
+    ppo.train(PPODataset(PROMPTS))
+    ppo.save(tmp_path)
+    policy, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert policy.generation_config.eos_token_id == [256, 255], "eos_token_id is lost from the saved model"
+    assert tokenizer.eos_token_id == 256
+    for mine, loaded in ((ppo.policy, policy), (ppo.critic, Critic.from_pretrained(tmp_path / "critic"))):
+        assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), loaded.parameters(), strict=True))
+    again = PPOTrainer(str(tmp_path), vowels, **SMALL_RUN)
+    assert again.generate(PROMPTS, greedy=True) == ppo.generate(PROMPTS, greedy=True)
+    assert torch.equal(again.critic.value_head.weight, ppo.critic.value_head.weight), "the saved critic is not taken up"
+
+
+def test_a_reward_model_is_a_reward():
+    ppo = trainer(reward=RewardModel(classifier()))
+    assert len(ppo.train(PPODataset(PROMPTS))) == 2
+
+
+def test_callback_sees_every_update():
+    seen = []
+    trainer().train(PPODataset(PROMPTS), callback=lambda ppo, rollout, m: seen.append((m["update"], len(rollout))))
+    assert seen == [(1, 8), (2, 8)]
+
+
+class TestBadInput:
+    """Each is refused before anything is generated, by a message that names the cause and the fix."""
+
+    @pytest.fixture(autouse=True)
+    def no_generation(self, monkeypatch):
+        monkeypatch.setattr("ppo_lib.ppo.sample", lambda *args, **kwargs: pytest.fail("responses were generated"))
+
+    def test_prompt_without_room(self):
+        with pytest.raises(ValueError, match="prompt 1 has 60 tokens; with `max_new_tokens`=6 .* context of 64"):
+            trainer().train(["fine", "x" * 60])
+
+    def test_tokenizer_without_eos(self):
+        tokenizer = byte_tokenizer()
+        tokenizer.eos_token = None
+        with pytest.raises(ValueError, match="no EOS token.*set `tokenizer.eos_token`"):
+            trainer(tokenizer=tokenizer)
+
+    def test_tokenizer_larger_than_the_policy(self):
+        with pytest.raises(ValueError, match="tokenizer knows 258 tokens but the policy has 200"):
+            trainer(tiny_policy(vocab_size=200))
+
+    def test_reference_of_another_vocabulary(self):
+        with pytest.raises(ValueError, match="the reference has a vocabulary of 300 tokens, the policy one of 258"):
+            PPOTrainer(tiny_policy(), vowels, tokenizer=byte_tokenizer(), reference=tiny_policy(vocab_size=300))
+
+    def test_reward_model_of_another_vocabulary(self):
+        with pytest.raises(ValueError, match="the reward model has a vocabulary of 300"):
+            trainer(reward=RewardModel(classifier(vocab_size=300)))
+
+    def test_reference_that_is_the_policy(self):
+        policy = tiny_policy()
+        with pytest.raises(ValueError, match="`reference` is the policy itself"):
+            PPOTrainer(policy, vowels, tokenizer=byte_tokenizer(), reference=policy)
+
+    def test_no_reward(self):
+        with pytest.raises(ValueError, match="`reward` is None: pass a function"):
+            PPOTrainer(tiny_policy(), tokenizer=byte_tokenizer())
+
+    def test_no_tokenizer(self):
+        with pytest.raises(ValueError, match="pass its tokenizer too"):
+            PPOTrainer(tiny_policy(), vowels)
+
+    def test_no_such_model(self, monkeypatch):
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        with pytest.raises(ValueError, match="`model`='./nowhere' cannot be loaded"):
+            PPOTrainer("./nowhere", vowels)
+
+    def test_no_such_device(self):
+        with pytest.raises(ValueError, match="`device`='quantum' cannot be used here"):
+            trainer(device="quantum")
+
+    def test_unknown_setting(self):
+        with pytest.raises(ValueError, match="did you mean `learning_rate`"):
+            trainer(learnin_rate=1e-3)
+
+
+def test_a_failing_reward_keeps_what_was_learned(tmp_path):
+    calls = []
+
+    def fails_later(prompts, responses):
+        calls.append(len(prompts))
+        if sum(calls) > 8:
+            raise KeyError("no such word")
+        return vowels(prompts, responses)
+
+    ppo = trainer(tiny_policy(), reward=fails_later, output_dir=str(tmp_path))
+    with pytest.raises(RewardError, match="no such word.*for prompt") as caught:
+        ppo.train(PPODataset(PROMPTS))
+    assert "models after 1 whole updates are saved in" in "".join(caught.value.__notes__)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == len(ppo.history) == 1
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), ppo.policy.parameters(), strict=True))
+
+
+INTERRUPTED = """
+from tests.unit.test_trainer import *
+ppo = trainer(output_dir={folder!r}, total_episodes=80_000)
+ppo.train(PPODataset(PROMPTS))
+"""
+
+
+def test_ctrl_c_leaves_a_usable_model_and_logs(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    process = subprocess.Popen([sys.executable, "-c", INTERRUPTED.format(folder=str(tmp_path))], stderr=subprocess.PIPE,
+                               env={**os.environ, "PYTHONPATH": os.getcwd()})
+    deadline = time.time() + 120
+    while time.time() < deadline and not (log.exists() and log.read_text().count("\n") >= 2):
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert b"KeyboardInterrupt" in stderr and b"whole updates are saved in" in stderr
+    history = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len(history) >= 2
+    resumed = PPOTrainer(str(tmp_path / "model"), vowels, **SMALL_RUN)
+    assert all(parameter.isfinite().all() for parameter in resumed.policy.parameters())
+    assert len(resumed.train(PPODataset(PROMPTS))) == 2
