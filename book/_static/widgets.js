@@ -1,7 +1,8 @@
-// Runs after require.js and before the widget manager: says where the local copy of anywidget lies,
-// so that the manager never looks for it elsewhere.
+// Runs after require.js and before the widget manager: everything the manager may ask for lies below vendor/,
+// so that it never looks on another machine.
 (function () {
-  const vendor = new URL("vendor/", document.currentScript.src);
-  window.__jupyter_widgets_assets_path__ = vendor.href;
-  window.requirejs.config({ paths: { anywidget: new URL("anywidget", vendor).href } });
+  const script = document.currentScript;
+  const vendor = new URL("vendor/", script.src).href;
+  script.setAttribute("data-jupyter-widgets-cdn", vendor);
+  window.requirejs.config({ baseUrl: vendor });
 })();

@@ -34,7 +34,9 @@ def vendor_files() -> dict[str, Path]:
         "anywidget.js": Path(anywidget.__file__).parent / "nbextension/index.js",
         "mathjax/tex-chtml.js": mathjax / "tex-chtml.js",
     }
-    files |= {font.name: font for font in html_manager.glob("*.woff2")}
+    # The widget manager is two bundles in one file; each looks for its icons beside its own name.
+    for folder in ("@jupyter-widgets", "@jupyter-widgets/html-manager/dist"):
+        files |= {f"{folder}/{font.name}": font for font in html_manager.glob("*.woff2")}
     fonts = mathjax / "output/chtml/fonts/woff-v2"
     files |= {f"mathjax/output/chtml/fonts/woff-v2/{font.name}": font for font in fonts.glob("*.woff")}
     return files

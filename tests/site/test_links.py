@@ -1,0 +1,66 @@
+"""Links inside the site lead somewhere: the file is there, and so is the anchor."""
+
+from functools import cache
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import cells
+import toc
+import yaml
+from bs4 import BeautifulSoup
+from conftest import BUILD, HTML
+
+
+@cache
+def parsed(path: Path) -> BeautifulSoup:
+    return BeautifulSoup(path.read_text("utf8"), "html.parser")
+
+
+@cache
+def anchors(path: Path) -> set[str]:
+    return {element["id"] for element in parsed(path).find_all(id=True)} | {"", "top"}
+
+
+def problem(page: Path, link: str) -> str | None:
+    """What is wrong with a link of a page, or None; links to other machines are not looked at."""
+    parts = urlsplit(link)
+    if parts.scheme or parts.netloc:
+        return None
+    target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+    if target.is_dir():
+        target /= "index.html"
+    if not target.exists():
+        return f"{link}: no such file"
+    if target.suffix == ".html" and unquote(parts.fragment) not in anchors(target):
+        return f"{link}: no such anchor"
+    return None
+
+
+def test_internal_links_lead_somewhere(site_page):
+    page = HTML / site_page
+    found = [element.get(name) for name in ("href", "src") for element in parsed(page).find_all(attrs={name: True})]
+    broken = [trouble for link in found if (trouble := problem(page, link))]
+    assert not broken, f"{site_page}: {broken}"
+
+
+def test_a_broken_link_is_noticed(tmp_path):
+    (tmp_path / "a.html").write_text('<p id="here"></p>')
+    page = tmp_path / "a.html"
+    assert problem(page, "b.html") and problem(page, "#there")
+    assert not problem(page, "#here") and not problem(page, "a.html#here")
+
+
+def test_chapter_opens_in_colab(chapter_page):
+    repository = yaml.safe_load((toc.ROOT / "_config.yml").read_text("utf8"))["repository"]
+    path = repository["url"].removeprefix("https://github.com/")
+    notebook = chapter_page.replace(".html", ".ipynb")
+    wanted = f"https://colab.research.google.com/github/{path}/blob/{repository['branch']}/{notebook}"
+    links = {element.get("href") for element in parsed(HTML / chapter_page).find_all("a")}
+    assert wanted in links, f"{chapter_page} has no button that opens {notebook} in Colab"
+
+
+def test_executed_chapters_name_no_folder_of_the_machine_that_built_them(chapter_page):
+    name = Path(chapter_page).stem
+    text = (BUILD / "executed" / f"{name}.ipynb").read_text("utf8")
+    assert str(toc.ROOT) not in text, f"an output of {name} shows {toc.ROOT}"
+    assert cells.repository(), "no repository in _config.yml"
