@@ -1,0 +1,65 @@
+"""What every benchmark notes beside its numbers: versions, commit, device, command."""
+
+import csv
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+
+
+def provenance(*more_packages: str) -> dict:
+    """Everything needed to repeat a run, apart from its settings and seeds."""
+    return {
+        "command": " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": _git("rev-parse", "HEAD"),
+        "changed_since_commit": _git("status", "--porcelain", "--", "ppo_lib", "benchmarks/*.py").splitlines(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in (*PACKAGES, *more_packages)},
+        "device": _device(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def write_json(path: Path, content) -> None:
+    """Write JSON aside and rename, so that a reader never meets half a file."""
+    _write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """Write rows of equal keys as CSV, numbers to 6 significant digits."""
+    aside = path.with_name(path.name + ".part")
+    with open(aside, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
+    aside.replace(path)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+    return f"{os.cpu_count()} CPU cores ({names[0] if names else platform.machine()})"
