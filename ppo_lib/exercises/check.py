@@ -111,8 +111,8 @@ class Exercise:
         for arguments, got, wanted in zip(self.argument_lists(), answers, expected, strict=True):
             text = self._difference(got, wanted)
             if text is not None:
-                where = f"{self.name}({', '.join(show(argument) for argument in arguments)})" if arguments else self.name
-                return f"for {where}, {text}"
+                call = f"({', '.join(map(show, arguments))})" if arguments else ""
+                return f"for {self.name}{call}, {text}"
         raise ValueError("first_difference was called with outcomes that agree")
 
 
