@@ -27,11 +27,11 @@ SETTINGS = {
     "num_ppo_epochs": 2,
     "max_new_tokens": 20,
     "temperature": 0.7,
-    "learning_rate": 1e-5,
+    "learning_rate": 1.5e-5,
     "kl_coef": 0.05,
 }
-SAMPLES = 4  # responses to each held-out prompt before and after training
-WATCH_EVERY = 20  # updates between smaller held-out evaluations, one response to each prompt
+SAMPLES = 2  # responses to each held-out prompt before and after training
+WATCH_EVERY = 10  # updates between smaller held-out evaluations, one response to each prompt
 
 
 def evaluate(trainer: PPOTrainer, prompts: list[str], samples: int) -> tuple[dict, Rollout]:
@@ -130,7 +130,7 @@ def store(folder: Path, trainer: PPOTrainer, world, settings: dict, progress: di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--updates", type=int, default=60)
+    parser.add_argument("--updates", type=int, default=30)
     parser.add_argument("--threads", type=int, help="CPU threads of torch; all cores by default")
     parser.add_argument("--checkpoint-every", type=int, default=10, help="updates between checkpoints (3.2 GB on disk)")
     parser.add_argument("--results", type=Path, default=RESULTS / "smollm2_vader")

