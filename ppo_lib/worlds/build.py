@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from ppo_lib.rewards import bradley_terry_loss, sequence_scores
 from ppo_lib.worlds import grammar, reviews
 
 DATA = Path(__file__).parent / "data"
@@ -22,7 +23,7 @@ CORPUS_SIZE = 20_000
 VOCABULARY = 640
 PAD, EOS = "<pad>", "<eos>"
 POLICY_STEPS, POLICY_BATCH = 1500, 128
-PAIRS, HELDOUT_PAIRS, PROXY_EPOCHS = 6000, 2000, 3
+PAIRS, HELDOUT_PAIRS, PROXY_EPOCHS, PROXY_BATCH = 6000, 2000, 3, 64
 CENTRE = 0.01  # weight of the term that keeps the proxy's mean near zero (Eisenstein et al. 2023, arXiv:2312.09244)
 
 
@@ -48,26 +49,10 @@ def build_tokenizer(corpus: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def llama_config(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int, **extra) -> LlamaConfig:
-    """A small Llama over this tokenizer."""
-    return LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        intermediate_size=3 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        max_position_embeddings=512,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-        **extra,
-    )
-
-
 def build_policy(tokenizer: PreTrainedTokenizerFast, corpus: list[str]) -> LlamaForCausalLM:
     """Train the language model on the corpus, each review closed by EOS."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(llama_config(tokenizer, hidden=48, layers=2, tie_word_embeddings=True))
+    model = LlamaForCausalLM(reviews.llama_config(tokenizer, hidden=48, layers=2, tie_word_embeddings=True))
     texts = tokenizer([text + EOS for text in corpus], padding=True, padding_side="right", return_tensors="pt")
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, POLICY_STEPS, pct_start=0.05)
@@ -91,33 +76,31 @@ def build_policy(tokenizer: PreTrainedTokenizerFast, corpus: list[str]) -> Llama
     return model.eval()
 
 
-def proxy_scores(model: LlamaForSequenceClassification, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor:
-    """Scores [N] of N texts."""
-    batch = tokenizer(texts, padding=True, return_tensors="pt")
-    return model(**batch).logits.squeeze(-1)
-
-
-def build_proxy(tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str, str]]) -> LlamaForSequenceClassification:
+def build_proxy(tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str, str]]) -> PreTrainedModel:
     """Train the reward model on preference pairs with the Bradley–Terry loss −log σ(r_chosen − r_rejected)."""
-    torch.manual_seed(0)
-    model = LlamaForSequenceClassification(llama_config(tokenizer, hidden=24, layers=1, num_labels=1))
+    model = reviews.new_reward_model(seed=0, tokenizer=tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.01)
     pairs, order = list(pairs), random.Random(0)
-    steps = PROXY_EPOCHS * (len(pairs) // 64)
+    steps = PROXY_EPOCHS * (len(pairs) // PROXY_BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, steps, pct_start=0.05)
     for _ in range(PROXY_EPOCHS):
         order.shuffle(pairs)
-        for start in range(0, len(pairs) - 63, 64):
-            batch = pairs[start : start + 64]
-            texts = [prompt + chosen for prompt, chosen, _ in batch] + [prompt + rejected for prompt, _, rejected in batch]
-            chosen, rejected = proxy_scores(model, tokenizer, texts).chunk(2)
-            loss = -F.logsigmoid(chosen - rejected).mean() + CENTRE * ((chosen + rejected) ** 2).mean()
+        for start in range(0, len(pairs) - PROXY_BATCH + 1, PROXY_BATCH):
+            chosen, rejected = score_pairs(model, tokenizer, pairs[start : start + PROXY_BATCH])
+            loss = bradley_terry_loss(chosen, rejected) + CENTRE * ((chosen + rejected) ** 2).mean()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
     return model.eval()
+
+
+def score_pairs(model, tokenizer, pairs: list[tuple[str, str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores of the chosen [N] and of the rejected [N] texts of N pairs."""
+    texts = [prompt + chosen for prompt, chosen, _ in pairs] + [prompt + rejected for prompt, _, rejected in pairs]
+    chosen, rejected = sequence_scores(model, tokenizer, texts).chunk(2)
+    return chosen, rejected
 
 
 @torch.no_grad()
@@ -133,12 +116,12 @@ def report(tokenizer, policy, proxy) -> None:
     print(f"base gold {gold.mean():.3f} ± {gold.std():.3f}, finished {finished:.3f}, tokens {lengths.mean():.1f}")
     print(f"base rate of the rare form {sparse.mean():.4%}")
     pairs = reviews.preference_pairs(HELDOUT_PAIRS, 77, policy, tokenizer, heldout)
-    chosen = proxy_scores(proxy, tokenizer, [p + c for p, c, _ in pairs])
-    rejected = proxy_scores(proxy, tokenizer, [p + r for p, _, r in pairs])
+    chosen, rejected = score_pairs(proxy, tokenizer, pairs)
     gap = torch.tensor([reviews.gold_score(c) - reviews.gold_score(r) for _, c, r in pairs])
-    won = chosen > rejected
-    print(f"proxy agrees with the noisy labels on {won.float().mean():.3f} of held-out pairs (gold itself: {(gap > 0).float().mean():.3f})")
-    print(f"proxy agrees with gold on {(won == (gap > 0))[gap != 0].float().mean():.3f}")
+    won, better = chosen > rejected, gap > 0
+    print(f"proxy and noisy labels agree on {won.float().mean():.3f} of {len(pairs)} held-out pairs")
+    print(f"gold and noisy labels agree on {better.float().mean():.3f}")
+    print(f"proxy and gold agree on {(won == better)[gap != 0].float().mean():.3f} of those that gold tells apart")
     proxies = torch.cat([chosen, rejected])
     print(f"proxy on base samples {proxies.mean():.3f} ± {proxies.std():.3f}")
     for prompt, response, score in zip(asked[:8], responses, gold, strict=False):
@@ -152,16 +135,17 @@ def main(folder: Path = DATA) -> None:
     start = time.perf_counter()
     corpus = grammar.corpus(CORPUS_SIZE)
     tokenizer = build_tokenizer(corpus)
+    tokenizer.save_pretrained(folder / "policy")  # before use: the file would remember how it last padded
     policy = build_policy(tokenizer, corpus)
     print(f"policy: {policy.num_parameters():,} parameters after {time.perf_counter() - start:.0f} s", flush=True)
     proxy = build_proxy(tokenizer, reviews.preference_pairs(PAIRS, 1, policy, tokenizer))
     print(f"reward model: {proxy.num_parameters():,} parameters after {time.perf_counter() - start:.0f} s", flush=True)
-    tokenizer.save_pretrained(folder / "policy")
     policy.save_pretrained(folder / "policy")
     proxy.save_pretrained(folder / "reward_model")
     report(tokenizer, policy, proxy)
     for path in sorted(folder.rglob("*.*")):
-        print(hashlib.sha256(path.read_bytes()).hexdigest()[:16], f"{path.stat().st_size:>9,}", path.relative_to(folder))
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        print(digest, f"{path.stat().st_size:>9,}", path.relative_to(folder))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ VALENCE = {
     "joy": 0.8, "treat": 0.7, "gem": 0.7, "waste": -0.8, "bore": -0.7, "mess": -0.7,
 }  # fmt: skip
 INTENSITY = {
-    "truly": 1.4, "very": 1.3, "really": 1.3, "deeply": 1.3, "quite": 0.9, "rather": 0.8, "fairly": 0.7, "slightly": 0.5,
+    "truly": 1.4, "very": 1.3, "really": 1.3, "deeply": 1.3,
+    "quite": 0.9, "rather": 0.8, "fairly": 0.7, "slightly": 0.5,
 }  # fmt: skip
 NEGATIONS = ("never", "hardly", "not")
 
@@ -28,7 +29,8 @@ ADJECTIVES = list(VALENCE)[:28]
 VERBS = ("loved", "enjoyed", "admired", "hated", "disliked", "endured")
 VERDICTS = ("joy", "treat", "gem", "waste", "bore", "mess")
 SUBJECTS = (
-    "film", "plot", "acting", "music", "story", "ending", "script", "cast", "dialogue", "pacing", "photography", "opening scene",
+    "film", "plot", "acting", "music", "story", "ending",
+    "script", "cast", "dialogue", "pacing", "photography", "opening scene",
 )  # fmt: skip
 COPULAS = ("was", "felt", "seemed", "is")
 NOUNS = ("film", "story", "script", "ending", "picture", "evening")

@@ -12,13 +12,17 @@ from importlib.resources import as_file, files
 
 import torch
 from transformers import (
+    LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging as hf_logging
 
+from ppo_lib.rewards import RewardModel
+from ppo_lib.rollout import sample
 from ppo_lib.worlds import World, grammar
 
 MAX_NEW_TOKENS = 24  # nearly every review of the base model ends within this many tokens
@@ -73,33 +77,64 @@ def gold_reward(prompts: list[str], responses: list[str]) -> list[float]:
 
 
 def sparse_reward(prompts: list[str], responses: list[str]) -> list[float]:
-    """1 for a response that says "ten out of ten", else 0 [B]. The base model says so in about 0.4 % of its samples."""
+    """1 for a response that says "ten out of ten", else 0 [B]. The base model says so in 0.47 % of its samples."""
     return [float(grammar.RARE_FORM in response.lower()) for _, response in zip(prompts, responses, strict=True)]
+
+
+def _load(model_class: type, folder: str):
+    """`model_class.from_pretrained` on a shipped folder, without its progress bar."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        with as_file(files(__package__) / "data" / folder) as path:
+            return model_class.from_pretrained(path)
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
 
 
 def load_tokenizer() -> PreTrainedTokenizerBase:
     """The byte-level BPE tokenizer: any text round-trips, `<eos>` is not `<pad>`, padding goes on the left."""
-    with as_file(files(__package__) / "data" / "policy") as folder:
-        return PreTrainedTokenizerFast.from_pretrained(folder)
+    return _load(PreTrainedTokenizerFast, "policy")
 
 
 def load_policy_model() -> PreTrainedModel:
-    """The language model that wrote the reviews: a Llama of about 100,000 parameters, in evaluation mode."""
-    with as_file(files(__package__) / "data" / "policy") as folder:
-        return LlamaForCausalLM.from_pretrained(folder).eval()
+    """The language model that learned from the corpus: a Llama of 88,368 parameters, in evaluation mode."""
+    return _load(LlamaForCausalLM, "policy").eval()
 
 
 def load_proxy_model() -> PreTrainedModel:
     """The learned proxy as a bare sequence classifier with one label, in evaluation mode."""
-    with as_file(files(__package__) / "data" / "reward_model") as folder:
-        return LlamaForSequenceClassification.from_pretrained(folder).eval()
+    return _load(LlamaForSequenceClassification, "reward_model").eval()
 
 
-def load_reward_model():
-    """The learned proxy as a reward: a `ppo_lib.rewards.RewardModel`, called with prompts and responses."""
-    from ppo_lib.rewards import RewardModel
-
+def load_reward_model() -> RewardModel:
+    """The learned proxy as a reward, called with prompts and responses."""
     return RewardModel(load_proxy_model(), load_tokenizer())
+
+
+def llama_config(tokenizer: PreTrainedTokenizerBase, hidden: int, layers: int, **extra) -> LlamaConfig:
+    """A small Llama over this tokenizer: `hidden` wide, `layers` deep, 4 heads."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        **extra,
+    )
+
+
+def new_reward_model(seed: int = 0, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedModel:
+    """An untrained model of the proxy's shape (21,696 parameters), the same one for the same seed."""
+    tokenizer = load_tokenizer() if tokenizer is None else tokenizer
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForSequenceClassification(llama_config(tokenizer, hidden=24, layers=1, num_labels=1))
 
 
 def prompts() -> tuple[list[str], list[str]]:
@@ -118,19 +153,15 @@ def load_sparse() -> World:
     return World("reviews-sparse", load_policy_model(), load_tokenizer(), sparse_reward, *prompts())
 
 
-@torch.no_grad()
 def sample_reviews(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, openings: list[str], seed: int, batch_size: int = 512
 ) -> list[str]:
-    """One sampled response per opening, the same ones for the same seed; the global random state is left alone."""
+    """One sampled response per opening, the same ones for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
     responses = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for start in range(0, len(openings), batch_size):
-            batch = tokenizer(openings[start : start + batch_size], return_tensors="pt", padding=True)
-            tokens = model.generate(**batch, do_sample=True, top_k=0, max_new_tokens=MAX_NEW_TOKENS)
-            new = tokens[:, batch["input_ids"].shape[1] :]
-            responses += tokenizer.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    for start in range(0, len(openings), batch_size):
+        batch = openings[start : start + batch_size]
+        responses += sample(model, tokenizer, batch, MAX_NEW_TOKENS, generator=generator).responses
     return responses
 
 

@@ -21,7 +21,7 @@ def world():
 
 @pytest.fixture(scope="module")
 def base_sample(world):
-    asked = (world.prompts * 32)[:2048]
+    asked = world.prompts * 32
     return asked, reviews.sample_reviews(world.model, world.tokenizer, asked, seed=3)
 
 
@@ -81,22 +81,27 @@ def test_base_model_is_neutral_fluent_and_ends_by_itself(world, base_sample):
     assert len(set(responses)) > 0.8 * len(responses), "the base model repeats itself across samples"
 
 
-def test_rare_form_is_rare_but_present(base_sample):
-    asked, _ = base_sample
-    world = worlds.load("reviews-sparse")
-    responses = reviews.sample_reviews(world.model, world.tokenizer, asked * 4, seed=4)
-    rate = sum(world.reward(asked * 4, responses)) / len(responses)
-    assert 0.002 < rate < 0.008, f"base rate {rate:.2%}"
-    assert world.reward(["The film", "The film"], [" was slow. Ten out of ten.", " was slow."]) == [1.0, 0.0]
+def test_rare_form_is_rare_but_present(world):
+    sparse = worlds.load("reviews-sparse")
+    asked = world.prompts * 96
+    responses = reviews.sample_reviews(sparse.model, sparse.tokenizer, asked, seed=4)
+    rate = sum(sparse.reward(asked, responses)) / len(responses)
+    assert 0.002 < rate < 0.007, f"the rare form has a base rate of {rate:.2%}"
+    assert sparse.reward(["The film", "The film"], [" was slow. Ten out of ten.", " was slow."]) == [1.0, 0.0]
 
 
-def test_sampling_is_deterministic_and_leaves_the_global_state_alone(world):
-    torch.manual_seed(0)
-    before = torch.random.get_rng_state()
+def test_sampling_is_deterministic(world):
     first = reviews.sample_reviews(world.model, world.tokenizer, world.prompts, seed=8)
-    assert torch.equal(before, torch.random.get_rng_state()), "sampling moved the global random state"
     assert first == reviews.sample_reviews(world.model, world.tokenizer, world.prompts, seed=8)
     assert first != reviews.sample_reviews(world.model, world.tokenizer, world.prompts, seed=9)
+
+
+def test_new_reward_model_depends_on_its_seed_alone():
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    first, again, other = (reviews.new_reward_model(seed).score.weight for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(before, torch.random.get_rng_state()), "making a model moved the global random state"
 
 
 def test_gold_score_knows_valence():
@@ -148,17 +153,14 @@ def test_proxy_agrees_with_gold_on_heldout_openings(world):
     pairs = reviews.preference_pairs(512, seed=7, openings=world.heldout_prompts)
     proxy = reviews.load_proxy_model()
     with torch.no_grad():
-        chosen = build.proxy_scores(proxy, world.tokenizer, [p + c for p, c, _ in pairs])
-        rejected = build.proxy_scores(proxy, world.tokenizer, [p + r for p, _, r in pairs])
+        chosen, rejected = build.score_pairs(proxy, world.tokenizer, pairs)
     accuracy = (chosen > rejected).float().mean()
     assert accuracy > 0.7, f"held-out accuracy {accuracy:.3f}: the shipped reward model has learned too little"
 
 
 def test_proxy_can_be_fooled_where_gold_cannot(world):
     honest, gamed = " superb and moving.", " superb and moving, superb and moving, superb and moving."
-    proxy = reviews.load_proxy_model()
-    with torch.no_grad():
-        scores = build.proxy_scores(proxy, world.tokenizer, ["The film was" + honest, "The film was" + gamed])
+    scores = reviews.load_reward_model()(["The film was", "The film was"], [honest, gamed])
     assert scores[1] > scores[0], "the proxy should fall for repeated praise, else over-optimisation cannot be seen"
     assert reviews.gold_score(gamed) < reviews.gold_score(honest)
 
