@@ -4,6 +4,10 @@ document.addEventListener("DOMContentLoaded", function () {
   document.querySelectorAll("div.cell details > summary[aria-label]").forEach(function (summary) {
     summary.removeAttribute("aria-label");
   });
+  // The role "doc-biblioentry" is no longer part of the standard; an entry of a list is a list item.
+  document.querySelectorAll(".citation-list > [role=doc-biblioentry]").forEach(function (entry) {
+    entry.setAttribute("role", "listitem");
+  });
   // Code and output wider than the page scroll; the keyboard must reach them to scroll them.
   function reachable() {
     document.querySelectorAll("article pre, article .cell_output, article .output").forEach(function (box) {

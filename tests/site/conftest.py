@@ -1,39 +1,30 @@
 """The built site, served gzipped from this machine, and a browser that can reach nothing else."""
 
 import gzip
-import os
 import threading
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import chromium
 import pytest
-import toc
-import yaml
 from playwright.sync_api import Browser, Page, sync_playwright
 
-BUILD = Path(os.environ.get("BOOK_BUILD", toc.ROOT / "_build")).resolve()
-HTML = BUILD / "html"
-COMPRESSED = {".html", ".js", ".css", ".json", ".svg", ".ipynb", ".txt"}
-
-
-def site_pages() -> list[str]:
-    """Every page of the built site, as the table of contents that it was built with names them."""
-    staged = BUILD / "src/_toc.yml"
-    if not staged.exists():
-        return []
-    return [f"{page}.html" for page in toc.pages(yaml.safe_load(staged.read_text("utf8")))]
+import chromium
+from built import HTML, site_pages
 
 
 def pytest_generate_tests(metafunc):
-    """`site_page` is every page; `chapter_page` every chapter."""
+    """`book_page` is every page of the book, `chapter_page` every chapter, `site_page` what the theme adds as well."""
     pages = site_pages()
-    if "site_page" in metafunc.fixturenames:
-        metafunc.parametrize("site_page", [*pages, "index.html", "search.html"])
-    if "chapter_page" in metafunc.fixturenames:
-        metafunc.parametrize("chapter_page", [page for page in pages if page.startswith("chapters/")])
+    chapters = [page for page in pages if page.startswith("chapters/")]
+    kinds = {"site_page": [*pages, "index.html", "search.html"], "book_page": pages, "chapter_page": chapters}
+    for name, values in kinds.items():
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, values)
+
+
+COMPRESSED = {".html", ".js", ".css", ".json", ".svg", ".ipynb", ".txt"}
 
 
 class Gzipped(SimpleHTTPRequestHandler):

@@ -4,11 +4,12 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import cells
-import toc
 import yaml
 from bs4 import BeautifulSoup
-from conftest import BUILD, HTML
+
+import cells
+import toc
+from built import BUILD, HTML
 
 
 @cache

@@ -13,10 +13,11 @@ MOVE = """([input, value]) => {
   input.value = value;
   for (const kind of ['input', 'change']) input.dispatchEvent(new Event(kind, { bubbles: true }));
 }"""
-NAMED = """(input) => Boolean(input.labels?.length || input.getAttribute('aria-label') || input.getAttribute('aria-labelledby'))"""
+NAMED = "(input) => Boolean(input.labels?.length || input.ariaLabel || input.getAttribute('aria-labelledby'))"
 
 
 def sliders(page) -> list:
+    """Every slider of a loaded page."""
     return page.query_selector_all("input[type=range]")
 
 
@@ -33,17 +34,21 @@ def changes_its_figure(page, slider) -> bool:
     return False
 
 
-def test_every_slider_changes_its_figure(visit, site_page):
-    seen = visit(site_page, over="file")
+def test_every_slider_changes_its_figure(visit, book_page):
+    seen = visit(book_page, over="file")
+    seen.page.evaluate("document.addEventListener('keydown', () => { window.keySeen = true; })")
     for number, slider in enumerate(sliders(seen.page), 1):
         name = slider.get_attribute("id") or slider.get_attribute("aria-label") or ""
-        assert seen.page.evaluate(NAMED, slider), f"{site_page}: slider {number} ({name}) has no label"
-        assert changes_its_figure(seen.page, slider), f"{site_page}: slider {number} ({name}) changes nothing"
-    assert not seen.errors, f"{site_page}: moving its sliders caused {seen.errors}"
+        assert seen.page.evaluate(NAMED, slider), f"{book_page}: slider {number} ({name}) has no label"
+        assert changes_its_figure(seen.page, slider), f"{book_page}: slider {number} ({name}) changes nothing"
+        slider.press("ArrowRight")
+        # An arrow key that reaches the page turns the leaf there, and moves the selected cell in a notebook.
+        assert not seen.page.evaluate("window.keySeen"), f"{book_page}: slider {number} ({name}) lets its keys through"
+    assert not seen.errors, f"{book_page}: moving its sliders caused {seen.errors}"
 
 
 def test_some_chapter_has_a_slider(visit):
-    from conftest import site_pages
+    from built import site_pages
 
     chapters = [page for page in site_pages() if page.startswith("chapters/")]
     assert any(sliders(visit(page).page) for page in chapters), "no chapter has a slider on its page"
@@ -58,13 +63,3 @@ def test_a_dead_slider_is_noticed(browser):
     )
     assert changes_its_figure(page, sliders(page)[0])
     page.close()
-
-
-def test_a_widget_keeps_its_keys_to_itself(visit, chapter_page):
-    """Arrow keys on a slider must not reach the page, where they would turn the leaf or move a notebook's selection."""
-    page = visit(chapter_page).page
-    page.evaluate("document.addEventListener('keydown', () => { window.keysSeen = (window.keysSeen || 0) + 1; })")
-    for slider in sliders(page):
-        slider.focus()
-        page.keyboard.press("ArrowRight")
-    assert not page.evaluate("window.keysSeen"), f"{chapter_page}: a slider lets arrow keys through to the page"
