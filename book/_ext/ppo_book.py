@@ -20,6 +20,7 @@ from sphinx.util.docutils import SphinxRole
 
 LOGGER = logging.getLogger(__name__)
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
+WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
 
 
 def figure_html(figure: dict, warn) -> str:
@@ -50,10 +51,11 @@ class PlotlyRenderer(MimeRenderPlugin):
 
     @staticmethod
     def handle_mime(renderer: NbElementRenderer, data: MimeData, inline: bool) -> list[nodes.Element] | None:
+        if data.mime_type in (PLOTLY_MIME, WIDGET_MIME):  # a FigureSlider draws with Plotly too
+            # Before require.js (priority 500), which would swallow the script as an anonymous module.
+            renderer.add_js_file("plotly", "vendor/plotly.min.js", {"priority": 300})
         if data.mime_type != PLOTLY_MIME:
             return None
-        # Before require.js (priority 500), which would swallow the script as an anonymous module.
-        renderer.add_js_file("plotly", "vendor/plotly.min.js", {"priority": 300})
         renderer.add_js_file("plotly_figures", "plotly-figures.js", {"priority": 301})
         source = Path(renderer.renderer.document["source"]).name
         content = data.content if isinstance(data.content, dict) else json.loads(data.content)
