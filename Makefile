@@ -18,7 +18,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help environment node browser book site chapter test test-fast lint diffs setup strip colab clean
+.PHONY: help environment node browser book site chapter test test-fast lint diffs setup strip colab parity clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,7 +68,10 @@ strip: $(STAMP) ## remove outputs from the chapters
 	$(PY) book/tools/chapters.py strip
 
 colab: $(STAMP) ## run every chapter alone in an environment pinned to Colab's
-	$(PY) tests/notebooks/colab.py --build $(BUILD)
+	$(PY) tests/notebooks/colab.py --build $(BUILD) --torch '$(TORCH)' $(CH)
+
+parity: $(STAMP) ## compare with TRL, torchtune, torchrl and verl, each in its own environment (several GB)
+	$(PY) tests/parity/run.py --build $(BUILD)
 
 clean: ## remove what was built, the environments excepted
 	rm -rf $(BUILD)
