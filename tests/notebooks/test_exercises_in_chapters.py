@@ -52,12 +52,12 @@ def test_solution_is_hidden_and_redefines_the_stub(chapter, notebook):
         assert asked and asked <= given, f"{chapter.stem}, exercise {number}: asks for {asked}, the solution is {given}"
 
 
-def test_every_stub_has_a_hint(chapter, notebook):
+def test_every_exercise_has_a_hint_before_its_solution(chapter, notebook):
     text = ""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             text += cell.source
-        elif "exercise" in cells.tags(cell):
+        elif "exercise-solution" in cells.tags(cell):
             assert re.search(r"<details>\s*<summary>Hint", text), f"{chapter.stem}: no hint before\n{cell.source}"
             text = ""
 

@@ -1,0 +1,123 @@
+"""The house keeps its word: its lists of packages agree, its files name no machine, the package holds its data."""
+
+import json
+import re
+import subprocess
+import tomllib
+
+import plotly
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import cells
+import toc
+
+ROOT = toc.ROOT
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))
+PROJECT = PYPROJECT["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+
+
+def pins(lines) -> dict[str, str]:
+    pinned = (line.strip().split("==") for line in lines if re.fullmatch(r"[\w.-]+==\S+", line.strip()))
+    return {canonicalize_name(name): version for name, version in pinned}
+
+
+def requirements() -> dict[str, Requirement]:
+    """What pyproject.toml asks for, extras included, by name."""
+    wanted = [*PROJECT["dependencies"], *(line for extra in EXTRAS.values() for line in extra)]
+    return {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, wanted)}
+
+
+CONSTRAINTS = pins((ROOT / "constraints.txt").read_text("utf8").splitlines())
+CONDA = yaml.safe_load((ROOT / "environment.yml").read_text("utf8"))["dependencies"]
+CONDA_PIP = next(entry["pip"] for entry in CONDA if isinstance(entry, dict))
+
+
+def tracked() -> list[str]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_every_requirement_is_pinned_to_a_version_that_it_allows():
+    for name, requirement in requirements().items():
+        assert name in CONSTRAINTS, f"{name} is in pyproject.toml but has no pin in constraints.txt"
+        pin = CONSTRAINTS[name]
+        assert requirement.specifier.contains(pin), f"constraints.txt pins {name} {pin}, against {requirement}"
+
+
+def test_environment_yml_agrees_with_pyproject_and_constraints():
+    assert pins(CONDA_PIP) == {name: CONSTRAINTS[name] for name in requirements()}
+    assert "-c constraints.txt" in CONDA_PIP
+    assert f"-e .[{','.join(EXTRAS)}]" in CONDA_PIP, f"environment.yml does not install the extras {list(EXTRAS)}"
+    assert f"python{PROJECT['requires-python']}" in CONDA
+
+
+def test_make_installs_every_extra():
+    assert f"'.[{','.join(EXTRAS)}]'" in (ROOT / "Makefile").read_text("utf8")
+
+
+def test_colab_already_has_what_the_library_needs():
+    colab = pins((ROOT / "tests/notebooks/colab-pip-freeze.txt").read_text("utf8").splitlines())
+    for requirement in map(Requirement, PROJECT["dependencies"]):
+        version = colab.get(canonicalize_name(requirement.name), "")
+        assert version and requirement.specifier.contains(version), f"Colab has {version or 'no'} {requirement}"
+
+
+def test_torch_is_left_open_for_the_users_own_build():
+    assert not requirements()["torch"].specifier
+
+
+def test_constraints_name_no_host_and_no_file():
+    text = (ROOT / "constraints.txt").read_text("utf8")
+    assert not re.search(r"://|--hash|--(extra-)?index-url| @ ", text)
+    assert all(Version(version) for version in CONSTRAINTS.values())
+
+
+def test_npm_packages_are_pinned_and_the_lock_names_no_host():
+    package = json.loads((ROOT / "package.json").read_text("utf8"))
+    lock = (ROOT / "package-lock.json").read_text("utf8")
+    wanted = {**package["dependencies"], **package["devDependencies"]}
+    for name, version in wanted.items():
+        assert re.fullmatch(r"\d+\.\d+\.\d+", version), f"package.json leaves the version of {name} open"
+        assert json.loads(lock)["packages"][f"node_modules/{name}"]["version"] == version
+    assert "resolved" not in lock, "run npm with --omit-lockfile-registry-resolved"
+
+
+def test_the_sites_plotly_is_the_one_that_the_python_package_speaks():
+    with open(f"{plotly.__path__[0]}/package_data/plotly.min.js", encoding="utf8") as script:
+        spoken = re.search(r"plotly\.js v(\S+)", script.read(500)).group(1)
+    package = json.loads((ROOT / "package.json").read_text("utf8"))
+    assert package["dependencies"]["plotly.js-cartesian-dist-min"] == spoken
+
+
+def test_package_data_holds_every_file_of_the_library():
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["ppo_lib"]
+    packed = {path for pattern in patterns for path in (ROOT / "ppo_lib").glob(pattern)}
+    data = [ROOT / name for name in tracked() if name.startswith("ppo_lib/") and not name.endswith(".py")]
+    left_out = [str(path.relative_to(ROOT)) for path in data if path not in packed]
+    assert not left_out, f"an installed ppo_lib would lack {left_out}: name them in pyproject.toml"
+
+
+def test_every_folder_of_the_library_with_code_is_a_package():
+    folders = {(ROOT / name).parent for name in tracked() if name.startswith("ppo_lib/") and name.endswith(".py")}
+    assert folders and all((folder / "__init__.py").exists() for folder in folders)
+
+
+def test_readme_installs_from_the_one_repository():
+    assert f"git+{cells.repository()}" in (ROOT / "README.md").read_text("utf8")
+
+
+# Written in pieces, so that this file does not name them itself.
+FOLDERS_OF_ONE_MACHINE = re.compile("|".join([f"(^|[^a-z.])/{name}/" for name in ("work", "root", "home")]), re.M)
+
+
+@pytest.mark.parametrize("suffix", [".py", ".md", ".ipynb", ".json", ".yml", ".toml", ".txt", ".js", "Makefile", "run"])
+def test_no_file_names_a_folder_of_the_machine_it_was_written_on(suffix):
+    for name in tracked():
+        if name.endswith(suffix):
+            found = FOLDERS_OF_ONE_MACHINE.search((ROOT / name).read_text("utf8"))
+            assert not found, f"{name} names {found.group().strip()}"
