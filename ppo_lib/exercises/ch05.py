@@ -27,10 +27,10 @@ ratio = Exercise(
     inputs=[(NEW, OLD, MASK)],
     mistakes={
         "that is the log of the ratio: take torch.exp of the difference.": lambda new, old, mask: (
-            (new - old).masked_fill(~mask, 0.0)
-        ),
-        "upside down: the policy being trained goes on top, π_θ / π_old.": lambda new, old, mask: (
-            torch.exp((old - new).masked_fill(~mask, 0.0))
+            new - old
+        ).masked_fill(~mask, 0.0),
+        "upside down: the policy being trained goes on top, π_θ / π_old.": lambda new, old, mask: torch.exp(
+            (old - new).masked_fill(~mask, 0.0)
         ),
         "you divided log-probabilities: a quotient of probabilities is the exp of a difference of their logs.": (
             lambda new, old, mask: (new / old).masked_fill(~mask, 1.0)
