@@ -1,0 +1,226 @@
+"""Both widgets on a page without a kernel: drawn, moved, read out, coloured for light and dark, fit for a phone."""
+
+import json
+import shutil
+from pathlib import Path
+
+import anywidget
+import pytest
+from ipywidgets.embed import dependency_state, embed_data
+
+import toc
+from ppo_lib import plots
+from ppo_lib.widgets import FigureSlider, TokenMicroscope
+
+NODE_MODULES = toc.ROOT / "node_modules"
+SCRIPTS = {
+    "plotly.js": NODE_MODULES / "plotly.js-cartesian-dist-min/plotly-cartesian.min.js",
+    "require.js": NODE_MODULES / "requirejs/require.js",
+    "embed-amd.js": NODE_MODULES / "@jupyter-widgets/html-manager/dist/embed-amd.js",
+    "anywidget.js": Path(anywidget.__file__).parent / "nbextension/index.js",
+}
+PAGE = """<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>Widgets</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>html[data-theme=dark] body {{ background: #121212; color: #eee }}</style>
+{plotly}<script src="require.js"></script>
+<script>
+window.__jupyter_widgets_assets_path__ = "./";
+requirejs.config({{ paths: {{ anywidget: "./anywidget" }} }});
+</script>
+<script src="embed-amd.js" data-jupyter-widgets-cdn=""></script></head>
+<body><main><h1>Widgets</h1>{views}</main>
+<script type="application/vnd.jupyter.widget-state+json">{state}</script></body></html>"""
+VIEW = '<div class="widget-subarea"><script type="application/vnd.jupyter.widget-view+json">{}</script></div>'
+
+
+def for_script(value):
+    return json.dumps(value).replace("</", "<\\/")
+
+
+def write_page(folder, widgets, plotly=True):
+    for name, source in SCRIPTS.items():
+        shutil.copyfile(source, folder / name)
+    data = embed_data(widgets, drop_defaults=False, state=dependency_state(widgets, drop_defaults=False))
+    page = PAGE.format(
+        plotly='<script src="plotly.js"></script>' if plotly else "",
+        views="".join(VIEW.format(for_script(view)) for view in data["view_specs"]),
+        state=for_script(data["manager_state"]),
+    )
+    (folder / "index.html").write_text(page, encoding="utf-8")
+    return (folder / "index.html").as_uri()
+
+
+def draw(gamma, lam):
+    heights = [gamma, lam, gamma + 10 * lam]
+    return plots.bars(["γ", "λ", "both"], {"height": heights}, alt=f"γ {gamma}, λ {lam}", caption="Bars to move.")
+
+
+def row(prompt, tokens, step, ended=True):
+    count = range(len(tokens))
+    values = {
+        "advantage": [(-1.0) ** n * (n + step) for n in count],
+        "ratio": [0.5 + 0.5 * n for n in count],
+        "clipped": [n == 1 for n in count],
+    }
+    return {"prompt": prompt, "tokens": tokens, "ended": ended, "score": 1.25, "values": values}
+
+
+FRAMES = [
+    {"step": 1, "responses": [row("Film", [" was", " good", "<eos>"], 1), row("I saw", [" a", "", "é\n"], 1, False)]},
+    {"step": 9, "responses": [row("It was", [" a", " treat", "."], 9)]},
+]
+
+
+# Text and background of each token as the browser paints them, as sRGB bytes.
+PAINTED = """() => {
+  const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+  const bytes = (colour) => {
+    canvas.fillStyle = colour;
+    canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  return [...document.querySelectorAll('.ppo-token')].map((token) => {
+    const style = getComputedStyle(token);
+    return [bytes(style.color), bytes(style.backgroundColor)];
+  });
+}"""
+
+
+@pytest.fixture
+def widget_page(browser, tmp_path):
+    """Opens a page with a slider grid and a microscope; `errors` and `elsewhere` collect what went wrong on it."""
+    slider = FigureSlider(draw, {"gamma": [1, 2], "lam": [3, 4, 5]}, label={"gamma": "γ", "lam": "λ"})
+    microscope = TokenMicroscope(FRAMES, "advantage", caption="Orange tokens are made more likely.")
+    contexts = []
+
+    def open_page(width=900, plotly=True, clock=False):
+        context = browser.new_context(viewport={"width": width, "height": 900})
+        contexts.append(context)
+        page = context.new_page()
+        if clock:
+            page.clock.install()
+        page.errors, page.elsewhere = [], []
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.on("console", lambda message: message.type == "error" and page.errors.append(message.text))
+        page.on("request", lambda r: r.url.startswith(("file:", "data:", "blob:")) or page.elsewhere.append(r.url))
+        page.goto(write_page(tmp_path, [slider, microscope], plotly))
+        page.wait_for_selector(".ppo-token")
+        if plotly:
+            page.wait_for_selector(".ppo-plot .main-svg")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def heights(page):
+    page.wait_for_timeout(150)
+    return page.evaluate("() => document.querySelector('.ppo-plot').data[0].y")
+
+
+def tokens(page):
+    return page.locator(".ppo-token .ppo-text").all_inner_texts()
+
+
+def test_each_slider_moves_the_plot_by_keyboard(widget_page):
+    page = widget_page()
+    page.evaluate("document.addEventListener('keydown', () => { window.leaked = true; })")
+    assert heights(page) == [1, 3, 31]
+    page.get_by_role("slider", name="λ").press("ArrowRight")
+    assert heights(page) == [1, 4, 41]
+    page.get_by_role("slider", name="γ").press("End")
+    assert heights(page) == [2, 4, 42]
+    assert page.get_by_role("slider", name="λ").get_attribute("aria-valuetext") == "4"
+    assert page.locator(".ppo-plot").get_attribute("aria-label") == "γ 2, λ 4", "the alt text must follow the sliders"
+    assert not page.evaluate("window.leaked"), "a key pressed on a slider reached the page"
+    assert not page.errors and not page.elsewhere, [page.errors, page.elsewhere]
+
+
+def test_microscope_shows_the_response_of_step_and_select(widget_page):
+    page = widget_page()
+    assert tokens(page) == [" was", " good", "<eos>"]
+    page.get_by_label("response").select_option(label="2 of 2")
+    assert tokens(page) == [" a", "·", "é⏎"], "a partial character and a line break need a visible sign"
+    assert "(cut off)" in page.locator(".ppo-tokens").inner_text()
+    page.get_by_label("update").press("End")
+    assert tokens(page) == [" a", " treat", "."], "a step with fewer responses shows its last"
+    assert page.locator(".ppo-prompt").first.inner_text() == "It was"
+    assert not page.errors and not page.elsewhere, [page.errors, page.elsewhere]
+
+
+def test_every_value_of_a_token_can_be_read(widget_page):
+    page = widget_page()
+    first = page.locator(".ppo-token").first
+    first.focus()
+    assert page.locator(".ppo-place").inner_text() == "Token 1 of 3: “ was”"
+    first.press("ArrowRight")
+    assert page.locator(".ppo-place").inner_text() == "Token 2 of 3: “ good”"
+    words = page.locator(".ppo-readout").inner_text().split("\n")
+    assert words == ["advantage", "−2", "ratio", "1", "clipped", "clipped"]
+    page.locator(".ppo-token").last.hover()
+    assert page.locator(".ppo-place").inner_text().startswith("Token 3 of 3")
+    assert page.get_by_role("button", name="good −2").count() == 1, "a screen reader hears the value with the token"
+    tab_stops = page.locator(".ppo-token[tabindex='0']").count()
+    assert tab_stops == 1, f"{tab_stops} tokens are tab stops: arrow keys move inside the group, Tab leaves it"
+
+
+def test_numbers_can_be_shown_under_the_tokens(widget_page):
+    page = widget_page()
+    number = page.locator(".ppo-token .ppo-number").first
+    assert number.bounding_box()["width"] <= 1
+    page.get_by_label("numbers under the tokens").check()
+    assert number.bounding_box()["width"] > 5 and number.inner_text().strip() == "1"
+
+
+def test_colour_legend_and_summary_follow_the_quantity(widget_page):
+    page = widget_page()
+    before = page.evaluate(PAINTED)
+    assert before[0] != before[1], "advantages of opposite sign share a colour"
+    assert page.locator(".ppo-summary").inner_text() == "score 1.25 · mean of advantage 0.667"
+    page.get_by_label("colour").select_option(label="clipped")
+    assert page.evaluate(PAINTED) != before
+    assert page.locator(".ppo-legend").inner_text().split() == ["clipped:", "not", "clipped", "clipped"]
+    assert page.locator(".ppo-token.ppo-flag").count() == 1
+
+
+def test_no_accessibility_violation_in_light_or_dark(widget_page):
+    page = widget_page()
+    page.get_by_label("numbers under the tokens").check()
+    page.add_script_tag(path=str(NODE_MODULES / "axe-core/axe.min.js"))
+    for theme in ("light", "dark"):
+        page.evaluate("(theme) => { document.documentElement.dataset.theme = theme; }", theme)
+        ink = "rgb(242, 242, 242)" if theme == "dark" else "rgb(26, 26, 26)"
+        page.wait_for_function(
+            "(ink) => getComputedStyle(document.querySelector('.ppo-plot .xtick text')).fill === ink", arg=ink
+        )
+        result = page.evaluate("() => axe.run({ resultTypes: ['violations'] })")
+        found = [f"{v['id']}: {[node['html'][:120] for node in v['nodes']]}" for v in result["violations"]]
+        assert not found, f"{theme}: {found}"
+
+
+def test_token_colours_leave_the_text_readable(widget_page):
+    page = widget_page()
+    for theme in ("light", "dark"):
+        page.evaluate("(theme) => { document.documentElement.dataset.theme = theme; }", theme)
+        pairs = page.evaluate(PAINTED)
+        assert len(pairs) == 3
+        for ink, paper in pairs:
+            assert plots.contrast(ink, paper) >= 4.5, f"{theme}: text {ink} on {paper}"
+
+
+def test_fits_a_phone(widget_page):
+    page = widget_page(width=390)
+    page.get_by_label("numbers under the tokens").check()
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
+    for control in page.locator(".ppo-widget input, .ppo-widget select").all():
+        box = control.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390, "a control reaches beyond the screen"
+
+
+def test_without_plotly_and_kernel_the_text_says_what_is_missing(widget_page):
+    page = widget_page(plotly=False, clock=True)
+    page.clock.fast_forward(21_000)
+    page.wait_for_selector(".ppo-plot p")
+    assert "γ 1, λ 3" in page.locator(".ppo-plot p").inner_text(), "the alt text stands in for the plot"
+    assert not page.errors, page.errors
