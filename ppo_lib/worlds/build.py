@@ -1,12 +1,13 @@
-"""Rebuild the shipped files of the `reviews` world: `python -m ppo_lib.worlds.build [folder]`.
+"""Rebuild the shipped files of the `reviews` world: `python -m ppo_lib.worlds.build`, or `… --check` to compare only.
 
 Corpus → tokenizer → language model → preferences → reward model, all from fixed seeds on one CPU thread: on one machine
 with the same package versions, two runs write the same bytes. It takes a few minutes and prints what it measures.
 """
 
-import hashlib
+import argparse
 import random
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ppo_lib.rewards import bradley_terry_loss, sequence_scores
 from ppo_lib.worlds import grammar, reviews
 
 DATA = Path(__file__).parent / "data"
+FOLDERS = ("policy", "reward_model")
 CORPUS_SIZE = 20_000
 VOCABULARY = 640
 PAD, EOS = "<pad>", "<eos>"
@@ -128,8 +130,8 @@ def report(tokenizer, policy, proxy) -> None:
         print(f"  {score:+.2f}  {prompt} |{response}")
 
 
-def main(folder: Path = DATA) -> None:
-    """Build everything into `folder` and print the hash of each file."""
+def build(folder: Path) -> None:
+    """Build everything into `folder` and print what came out."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     start = time.perf_counter()
@@ -137,16 +139,39 @@ def main(folder: Path = DATA) -> None:
     tokenizer = build_tokenizer(corpus)
     tokenizer.save_pretrained(folder / "policy")  # before use: the file would remember how it last padded
     policy = build_policy(tokenizer, corpus)
+    policy.save_pretrained(folder / "policy")
     print(f"policy: {policy.num_parameters():,} parameters after {time.perf_counter() - start:.0f} s", flush=True)
     proxy = build_proxy(tokenizer, reviews.preference_pairs(PAIRS, 1, policy, tokenizer))
-    print(f"reward model: {proxy.num_parameters():,} parameters after {time.perf_counter() - start:.0f} s", flush=True)
-    policy.save_pretrained(folder / "policy")
     proxy.save_pretrained(folder / "reward_model")
+    print(f"reward model: {proxy.num_parameters():,} parameters after {time.perf_counter() - start:.0f} s", flush=True)
     report(tokenizer, policy, proxy)
-    for path in sorted(folder.rglob("*.*")):
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        print(digest, f"{path.stat().st_size:>9,}", path.relative_to(folder))
+
+
+def differences(folder: Path) -> list[str]:
+    """Names of the built files in `folder` that are not byte for byte the shipped ones."""
+    built = [path.relative_to(folder) for path in sorted(folder.glob("*/*"))]
+    shipped = [path.relative_to(DATA) for name in FOLDERS for path in sorted((DATA / name).glob("*"))]
+    return [
+        str(path)
+        for path in sorted({*built, *shipped})
+        if path not in built or path not in shipped or (folder / path).read_bytes() != (DATA / path).read_bytes()
+    ]
+
+
+def main() -> None:
+    """Rebuild in place, or with `--check` rebuild elsewhere and fail if a byte differs."""
+    parser = argparse.ArgumentParser(description="Rebuild the shipped files of the reviews world.")
+    parser.add_argument("--check", action="store_true", help="leave the shipped files alone and compare them")
+    if not parser.parse_args().check:
+        build(DATA)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        build(Path(folder))
+        differing = differences(Path(folder))
+    if differing:
+        sys.exit(f"the rebuilt files differ from the shipped ones: {', '.join(differing)}")
+    print("the rebuilt files are the shipped ones, byte for byte")
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:2]))
+    main()

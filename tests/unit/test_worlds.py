@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def world():
 
 @pytest.fixture(scope="module")
 def base_sample(world):
-    asked = world.prompts * 32
+    asked = world.prompts * 64
     return asked, reviews.sample_reviews(world.model, world.tokenizer, asked, seed=3)
 
 
@@ -40,9 +41,9 @@ def test_prompts_are_distinct_and_of_different_lengths(world):
 
 @settings(max_examples=100, deadline=None)
 @given(text=st.text())
-def test_any_text_round_trips(text):
+def test_any_text_round_trips(world, text):
     text = text.replace("<pad>", "").replace("<eos>", "")
-    tokenizer = reviews.load_tokenizer()
+    tokenizer = world.tokenizer
     assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
@@ -81,13 +82,19 @@ def test_base_model_is_neutral_fluent_and_ends_by_itself(world, base_sample):
     assert len(set(responses)) > 0.8 * len(responses), "the base model repeats itself across samples"
 
 
-def test_rare_form_is_rare_but_present(world):
+def test_rare_form_is_rare_but_present(base_sample):
+    asked, responses = base_sample
     sparse = worlds.load("reviews-sparse")
-    asked = world.prompts * 96
-    responses = reviews.sample_reviews(sparse.model, sparse.tokenizer, asked, seed=4)
     rate = sum(sparse.reward(asked, responses)) / len(responses)
-    assert 0.002 < rate < 0.007, f"the rare form has a base rate of {rate:.2%}"
+    assert 0.002 < rate < 0.008, f"the rare form has a base rate of {rate:.2%}"
     assert sparse.reward(["The film", "The film"], [" was slow. Ten out of ten.", " was slow."]) == [1.0, 0.0]
+
+
+def test_the_sparse_world_starts_from_the_same_model(world):
+    sparse = worlds.load("reviews-sparse")
+    assert sparse.prompts == world.prompts and sparse.heldout_prompts == world.heldout_prompts
+    for (name, weight), other in zip(world.model.named_parameters(), sparse.model.parameters(), strict=True):
+        assert torch.equal(weight, other), name
 
 
 def test_sampling_is_deterministic(world):
@@ -182,3 +189,13 @@ def test_shipped_tokenizer_is_rebuilt_exactly():
 def test_shipped_files_are_small():
     size = sum(path.stat().st_size for path in build.DATA.rglob("*") if path.is_file())
     assert size <= 2_000_000, f"{size:,} bytes"
+
+
+def test_a_changed_shipped_file_is_noticed(tmp_path):
+    for name in build.FOLDERS:
+        shutil.copytree(build.DATA / name, tmp_path / name)
+    assert build.differences(tmp_path) == []
+    weights = tmp_path / "policy" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    (tmp_path / "reward_model" / "config.json").unlink()
+    assert build.differences(tmp_path) == ["policy/model.safetensors", "reward_model/config.json"]
