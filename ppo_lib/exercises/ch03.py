@@ -9,7 +9,7 @@ from ppo_lib.estimators import masked_mean, token_rewards
 from ppo_lib.exercises.check import Exercise
 
 k3_by_hand = Exercise(
-    "k3 of a token with π = 1/2 and π_ref = 1/4",
+    "k3_by_hand",
     solution=0.5 - 1 - math.log(0.5),
     mistakes={
         "the ratio is upside down: k3 takes π_ref / π on samples of π.": 2 - 1 - math.log(2),
