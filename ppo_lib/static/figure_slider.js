@@ -42,16 +42,18 @@ function findPlotly(model) {
   return window.ppoPlotly;
 }
 
+const NARROW = 480;
+
 // Text, grid and boxes in the colours that the widget has now. What a figure sets itself wins.
-function themed(template, figure) {
+function themed(template, figure, narrow) {
   const { color: ink, borderTopColor: rule, backgroundColor: paper, fontFamily: family } = getComputedStyle(figure);
   const axis = { gridcolor: rule, zerolinecolor: rule, linecolor: rule, automargin: true, title: { standoff: 8 } };
   const layout = {
     ...template?.layout,
-    font: { color: ink, family, size: 13 },
+    font: { color: ink, family, size: narrow ? 12 : 13 },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
-    margin: { l: 56, r: 16, t: 48, b: 48 },
+    margin: { l: narrow ? 40 : 56, r: 16, t: 48, b: 48 },
     hoverlabel: { bgcolor: paper, bordercolor: rule, font: { color: ink } },
     annotationDefaults: { font: { color: ink }, arrowcolor: ink },
     shapeDefaults: { line: { color: ink } },
@@ -60,6 +62,10 @@ function themed(template, figure) {
   };
   return { layout };
 }
+
+// On a phone the titles of subplots, which are annotations, must not be larger than the rest.
+const smaller = (annotations) =>
+  annotations?.map((note) => ({ ...note, font: { ...note.font, size: Math.min(note.font?.size ?? 12, 12) } }));
 
 // Calls `changed` whenever the page may have switched between light and dark; returns a function that stops it.
 function watchTheme(changed) {
@@ -83,6 +89,7 @@ function render({ model, el }) {
   figure.append(panel, plot);
   let plotly = null;
   let waiting = false;
+  let narrow = false;
 
   const positions = () => [...model.get("positions")];
   const frameIndex = () => positions().reduce((index, at, slider) => index * controls[slider].texts.length + at, 0);
@@ -93,7 +100,9 @@ function render({ model, el }) {
     plot.setAttribute("aria-label", alts[index] ?? alts[0]);
     if (!plotly || !plot.isConnected) return;
     const { data, layout } = merge(shared, frames[index]);
-    const own = { template: themed(layout.template, figure), autosize: true, dragmode: false };
+    narrow = plot.clientWidth < NARROW;
+    if (narrow && layout.annotations) layout.annotations = smaller(layout.annotations);
+    const own = { template: themed(layout.template, figure, narrow), autosize: true, dragmode: false };
     plotly.react(plot, data, { ...layout, ...own }, { displayModeBar: false, responsive: true });
   }
   function drawSoon() {
@@ -118,6 +127,8 @@ function render({ model, el }) {
   };
   model.on("change:positions", follow);
   const unwatch = watchTheme(drawSoon);
+  const resized = new ResizeObserver(() => plot.clientWidth < NARROW !== narrow && drawSoon());
+  resized.observe(plot);
   drawSoon();
   findPlotly(model).then(
     (found) => {
@@ -129,6 +140,7 @@ function render({ model, el }) {
   return () => {
     model.off("change:positions", follow);
     unwatch();
+    resized.disconnect();
     plotly?.purge(plot);
   };
 }
