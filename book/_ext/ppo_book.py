@@ -15,6 +15,7 @@ from pathlib import Path
 from docutils import nodes
 from myst_nb.core.render import MimeData, MimeRenderPlugin, NbElementRenderer, load_mime_renders
 from sphinx.application import Sphinx
+from sphinx.ext.napoleon import GoogleDocstring
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxRole
 
@@ -94,7 +95,10 @@ class SourceRole(SphinxRole):
 
 
 def docstring_to_rst(app, what, name, obj, options, lines: list[str]) -> None:
-    """Make a plain docstring safe to read as reStructuredText, in place: `code` is code, a star or a bar is itself."""
+    """Make a docstring safe to read as reStructuredText, in place: `code` is code, a star or a bar is itself.
+
+    Sections such as "Args:" become lists. Attributes have none: their "words: more words" is plain text.
+    """
     for number, line in enumerate(lines):
         pieces = re.split(r"(``[^`]+``|:\w+:`[^`]+`|`[^`]+`)", line)
         for index, piece in enumerate(pieces):
@@ -103,6 +107,8 @@ def docstring_to_rst(app, what, name, obj, options, lines: list[str]) -> None:
             elif not piece.startswith((":", "``")):
                 pieces[index] = f"`{piece}`"
         lines[number] = "".join(pieces)
+    if what not in ("attribute", "property", "data"):
+        lines[:] = GoogleDocstring(lines, what=what, name=name, obj=obj).lines()
 
 
 def setup(app: Sphinx) -> dict:
@@ -110,5 +116,5 @@ def setup(app: Sphinx) -> dict:
     if PlotlyRenderer not in renderers:
         renderers.append(PlotlyRenderer)
     app.add_role("src", SourceRole())
-    app.connect("autodoc-process-docstring", docstring_to_rst, priority=400)  # before napoleon (500)
+    app.connect("autodoc-process-docstring", docstring_to_rst)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
