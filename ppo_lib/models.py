@@ -4,6 +4,7 @@ import copy
 import inspect
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -119,3 +120,18 @@ def check_same_vocabulary(policy: PreTrainedModel, other: PreTrainedModel, role:
             f"the {role} has a vocabulary of {vocabulary_size(other)} tokens, the policy one of "
             f"{vocabulary_size(policy)}: token ids would mean different words; use a {role} of the same family"
         )
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is the GPU where there is one.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`device`={name!r} cannot be used here: {error}; use \"auto\" or \"cpu\"") from error

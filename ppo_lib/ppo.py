@@ -22,6 +22,7 @@ from ppo_lib.models import (
     frozen_copy,
     load_critic,
     load_policy,
+    pick_device,
     prepare_tokenizer,
     save_models,
 )
@@ -117,14 +118,13 @@ class PPOTrainer:
             callback: called as `callback(trainer, rollout, metrics)` after each update.
 
         Raises:
-            ValueError: a prompt leaves no room for a response.
+            ValueError: a prompt leaves no room for a response, or `output_dir` holds an earlier run.
             RewardError: the reward failed; the message names the prompt.
         """
         dataset = as_dataset(dataset)
         self.check_room(dataset)
         if self.config.output_dir:
-            Path(self.config.output_dir).mkdir(parents=True, exist_ok=True)
-            self.config.to_yaml(Path(self.config.output_dir) / "config.yaml")
+            self.open_output_dir()
         batches = prompt_batches(dataset, self.config.batch_size, self.generator)
         try:
             for _ in (progress := tqdm(range(self.config.num_updates), desc="PPO", unit="update")):
@@ -135,7 +135,7 @@ class PPOTrainer:
                     callback(self, rollout, metrics)
         except BaseException as error:
             if self.config.output_dir:
-                error.add_note(f"models after {len(self.history)} whole updates are saved in {self.model_dir}")
+                error.add_note(f"{len(self.history)} whole updates are logged; the models are in {self.model_dir}")
             raise
         finally:
             if self.config.output_dir:
@@ -258,6 +258,14 @@ class PPOTrainer:
             with open(Path(self.config.output_dir) / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(metrics) + "\n")
 
+    def open_output_dir(self) -> None:
+        """Make `output_dir` and write the settings into it; raise ValueError where it holds another run's logs."""
+        folder = Path(self.config.output_dir)
+        if not self.history and (folder / "metrics.jsonl").exists():
+            raise ValueError(f"`output_dir`={str(folder)!r} holds an earlier run: choose another folder or remove it")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.to_yaml(folder / "config.yaml")
+
     def check_room(self, dataset: PPODataset) -> None:
         """Raise ValueError where a prompt and `max_new_tokens` do not fit in the policy's context."""
         room = getattr(self.policy.config.get_text_config(), "max_position_embeddings", None) or float("inf")
@@ -293,18 +301,3 @@ class PPOTrainer:
         from ppo_lib.plots import training_figure
 
         return training_figure(self.history)
-
-
-def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is the GPU where there is one.
-
-    Raises:
-        ValueError: there is no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"`device`={name!r} cannot be used here: {error}; use \"auto\" or \"cpu\"") from error

@@ -227,6 +227,12 @@ class TestBadInput:
         with pytest.raises(ValueError, match="`device`='quantum' cannot be used here"):
             trainer(device="quantum")
 
+    def test_output_dir_of_another_run(self, tmp_path):
+        (tmp_path / "metrics.jsonl").write_text("{}\n")
+        with pytest.raises(ValueError, match="`output_dir`=.* holds an earlier run: choose another folder"):
+            trainer(output_dir=str(tmp_path)).train(PPODataset(PROMPTS))
+        assert (tmp_path / "metrics.jsonl").read_text() == "{}\n"
+
     def test_unknown_setting(self):
         with pytest.raises(ValueError, match="did you mean `learning_rate`"):
             trainer(learnin_rate=1e-3)
@@ -244,7 +250,7 @@ def test_a_failing_reward_keeps_what_was_learned(tmp_path):
     ppo = trainer(tiny_policy(), reward=fails_later, output_dir=str(tmp_path))
     with pytest.raises(RewardError, match="no such word.*for prompt") as caught:
         ppo.train(PPODataset(PROMPTS))
-    assert "models after 1 whole updates are saved in" in "".join(caught.value.__notes__)
+    assert "1 whole updates are logged; the models are in" in "".join(caught.value.__notes__)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == len(ppo.history) == 1
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), ppo.policy.parameters(), strict=True))
@@ -267,7 +273,7 @@ def test_ctrl_c_leaves_a_usable_model_and_logs(tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
-    assert b"KeyboardInterrupt" in stderr and b"whole updates are saved in" in stderr
+    assert b"KeyboardInterrupt" in stderr and b"whole updates are logged; the models are in" in stderr
     history = [json.loads(line) for line in log.read_text().splitlines()]
     assert len(history) >= 2
     resumed = PPOTrainer(str(tmp_path / "model"), vowels, **SMALL_RUN)
