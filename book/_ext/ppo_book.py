@@ -7,9 +7,11 @@
 """
 
 import html
+import inspect
 import json
 import os
 import re
+from dataclasses import is_dataclass
 from pathlib import Path
 
 from docutils import nodes
@@ -35,13 +37,14 @@ def figure_html(figure: dict, warn) -> str:
     alt, caption = meta.get("alt", ""), meta.get("caption", "")
     if not alt or not caption:
         warn("a Plotly figure needs layout.meta with an 'alt' and a 'caption'")
+    caption_html = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(caption))
     spec = {"data": figure.get("data", []), "layout": layout, "frames": figure.get("frames", [])}
     spec_json = json.dumps(spec, separators=(",", ":")).replace("</", "<\\/")
     return (
         '<figure class="plotly-figure">'
         f'<div class="plotly-plot" role="group" aria-label="{html.escape(alt, quote=True)}"></div>'
         f'<script type="application/json">{spec_json}</script>'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        f"<figcaption>{caption_html}</figcaption></figure>"
     )
 
 
@@ -94,11 +97,19 @@ class SourceRole(SphinxRole):
         return next((number for number, line in enumerate(lines, 1) if pattern.match(line)), None)
 
 
+def fields_as_list(dataclass: type) -> list[str]:
+    """A dataclass's fields with the comments behind them, as a list; a field without a comment is explained above."""
+    found = re.findall(r"^    (\w+): [^#\n]+?  # (.+)$", inspect.getsource(dataclass), re.M)
+    return ["", *(f"- `{name}`: {comment}" for name, comment in found), ""]
+
+
 def docstring_to_rst(app, what, name, obj, options, lines: list[str]) -> None:
     """Make a docstring safe to read as reStructuredText, in place: `code` is code, a star or a bar is itself.
 
     Sections such as "Args:" become lists. Attributes have none: their "words: more words" is plain text.
     """
+    if what == "class" and is_dataclass(obj):
+        lines += fields_as_list(obj)
     for number, line in enumerate(lines):
         pieces = re.split(r"(``[^`]+``|:\w+:`[^`]+`|`[^`]+`)", line)
         for index, piece in enumerate(pieces):
