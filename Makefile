@@ -18,7 +18,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help environment node browser book site chapter test test-fast lint diffs setup strip colab parity clean
+.PHONY: help environment node browser book site chapter test test-fast lint diffs setup strip colab parity worlds clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -69,6 +69,9 @@ strip: $(STAMP) ## remove outputs from the chapters
 
 colab: $(STAMP) ## run every chapter alone in an environment pinned to Colab's
 	$(PY) tests/notebooks/colab.py --build $(BUILD) --torch '$(TORCH)' $(CH)
+
+worlds: $(STAMP) ## rebuild the embedded weights elsewhere and compare them, byte for byte, with the shipped ones
+	$(PY) -m ppo_lib.worlds.build --check
 
 parity: $(STAMP) ## compare with TRL, torchtune, torchrl and verl, each in its own environment (several GB)
 	$(PY) tests/parity/run.py --build $(BUILD)

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+
 from ppo_lib import worlds
 from ppo_lib.ppo import PPODataset, PPOTrainer
+from ppo_lib.worlds import reviews
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,3 +41,15 @@ def test_without_a_reward_signal_nothing_is_learned():
     ppo.train(PPODataset(world.prompts))
     gold = torch.as_tensor(world.reward(world.heldout_prompts, ppo.generate(world.heldout_prompts))).mean().item()
     assert gold < 0.6, f"gold rose to {gold:.2f} although nothing rewarded it"
+
+
+def test_pressing_on_the_proxy_lowers_gold():
+    """Over-optimisation can be seen: without a KL penalty the learned reward model says good while gold says bad."""
+    world, gold = worlds.load("reviews"), []
+    ppo = PPOTrainer(reward=reviews.load_reward_model(), kl_coef=0.0, total_episodes=1280)
+    history = ppo.train(
+        PPODataset(world.prompts),
+        callback=lambda ppo, rollout, metrics: gold.append(sum(world.reward(rollout.prompts, rollout.responses)) / 32),
+    )
+    assert history[-1]["objective/scores"] > 1.5, "the proxy should be satisfied"
+    assert gold[-1] < max(gold) - 0.5, f"gold should fall from its peak of {max(gold):.2f}, but ends at {gold[-1]:.2f}"
