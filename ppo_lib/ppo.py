@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -127,7 +128,8 @@ class PPOTrainer:
             self.open_output_dir()
         batches = prompt_batches(dataset, self.config.batch_size, self.generator)
         try:
-            for _ in (progress := tqdm(range(self.config.num_updates), desc="PPO", unit="update")):
+            hidden = "TQDM_DISABLE" in os.environ  # which tqdm's notebook bar itself does not heed
+            for _ in (progress := tqdm(range(self.config.num_updates), desc="PPO", unit="update", disable=hidden)):
                 metrics, rollout = self.train_step(next(batches))
                 self.log(metrics)
                 progress.set_postfix_str(f"score {metrics['objective/scores']:.3f}, KL {metrics['objective/kl']:.2f}")
