@@ -202,9 +202,7 @@ def _share(items: list[Any]) -> tuple[Any, list[Any]]:
         return _NOTHING, items
     shared, own = {}, [{} for _ in items]
     for key in keys:
-        common, rest = _NOTHING, [item.get(key, _NOTHING) for item in items]
-        if _NOTHING not in rest:
-            common, rest = _share(rest)
+        common, rest = _share([item.get(key, _NOTHING) for item in items])
         if common is not _NOTHING:
             shared[key] = common
         for mine, value in zip(own, rest, strict=True):
