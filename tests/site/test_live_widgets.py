@@ -11,7 +11,6 @@ import urllib.request
 
 import pytest
 
-pytest.importorskip("jupyterlab", reason="JupyterLab is not installed: the widgets are not tested live")
 
 CELLS = [
     """
