@@ -7,6 +7,7 @@ its own file. A bug that no test notices, or that a test notices without naming 
 from typing import NamedTuple
 
 import pytest
+
 from ppo_lib import estimators, losses, models, rewards, rollout
 from ppo_lib.ppo import PPOTrainer
 from tests.mutations.planting import planted

@@ -11,7 +11,6 @@ import urllib.request
 
 import pytest
 
-
 CELLS = [
     """
 from ppo_lib import plots
