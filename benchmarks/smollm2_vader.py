@@ -32,7 +32,7 @@ SETTINGS = {
     "learning_rate": 3e-5,
     "kl_coef": 0.05,
 }
-CRITIC_LAYERS = 10  # of the 30 layers of the policy, from which the critic's trunk is copied: a third of the time
+CRITIC_LAYERS = 10  # of the policy's 30: a third of the work of a critic as deep as the policy
 SAMPLES = 2  # responses to each held-out prompt before and after training
 WATCH_EVERY = 10  # updates between smaller held-out evaluations, one response to each prompt
 
@@ -126,7 +126,7 @@ def store(folder: Path, trainer: PPOTrainer, world, settings: dict, progress: di
         "heldout_watched": progress["heldout"][1:],
         "settings": settings,
         "seed": trainer.config.seed,
-        "config": dataclasses.asdict(trainer.config),
+        "config": dataclasses.asdict(trainer.config) | {"model": world.name},
         "critic_layers": trainer.critic.trunk.config.num_hidden_layers,
         "system_message": smollm2.SYSTEM,
         "train_prompts": len(world.prompts),
