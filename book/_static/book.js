@@ -8,11 +8,9 @@ document.addEventListener("DOMContentLoaded", function () {
   document.querySelectorAll(".citation-list > [role=doc-biblioentry]").forEach(function (entry) {
     entry.setAttribute("role", "listitem");
   });
-  // The empty corner of a table is no header of anything; a header that is a formula is read out as it was written.
+  // The empty corner of a table is no header of anything.
   document.querySelectorAll("article th").forEach(function (header) {
-    const formula = header.querySelector(".math");
     if (header.textContent.trim() === "") header.outerHTML = "<td></td>";
-    else if (formula) header.setAttribute("aria-label", header.textContent.replace(/\\[()]/g, "").trim());
   });
   // Code and output wider than the page scroll; the keyboard must reach them to scroll them.
   function reachable() {

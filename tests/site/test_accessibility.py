@@ -5,7 +5,7 @@ from built import set_theme
 
 AXE = toc.ROOT / "node_modules/axe-core/axe.min.js"
 # Parts of an article that the theme or a library draws, each with the reason that a violation there is not ours.
-EXCLUDED: dict[str, str] = {}
+EXCLUDED = {"th:has(mjx-container)": "axe takes a header for empty when it is a formula, for it does not read MathML"}
 # What can differ between the themes; the rest is checked once.
 COLOUR_RULES = ["color-contrast", "link-in-text-block"]
 RUN = """async ([excluded, rules]) => {
