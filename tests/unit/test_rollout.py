@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from scipy.stats import chisquare
 
 from ppo_lib.models import Critic
 from ppo_lib.rollout import (
@@ -58,8 +57,10 @@ def test_left_padding_does_not_change_a_response(family):
 def test_sampled_frequencies_follow_the_distribution():
     logprobs = torch.log_softmax(torch.tensor([2.0, 0.0, 1.0, -1.0, 0.5], dtype=torch.float64), 0)
     drawn = draw(logprobs.repeat(20_000, 1), torch.Generator().manual_seed(0))
-    counts = torch.bincount(drawn, minlength=5)
-    assert chisquare(counts.numpy(), (logprobs.exp() * 20_000).numpy()).pvalue > 1e-3
+    counts, expected = torch.bincount(drawn, minlength=5), 20_000 * logprobs.exp()
+    chi_square = ((counts - expected) ** 2 / expected).sum().item()
+    # 18.47 is exceeded once in a thousand by chance, with 4 degrees of freedom
+    assert chi_square < 18.47, f"χ² = {chi_square:.1f}: the tokens drawn do not follow the distribution"
 
 
 def test_impossible_tokens_are_never_drawn():
