@@ -1,9 +1,13 @@
 """The house keeps its word: its lists of packages agree, its files name no machine, the package holds its data."""
 
+import ast
 import json
 import re
 import subprocess
+import sys
 import tomllib
+from importlib import metadata
+from pathlib import PurePath
 
 import plotly
 import pytest
@@ -105,6 +109,39 @@ def test_package_data_holds_every_file_of_the_library():
 def test_every_folder_of_the_library_with_code_is_a_package():
     folders = {(ROOT / name).parent for name in tracked() if name.startswith("ppo_lib/") and name.endswith(".py")}
     assert folders and all((folder / "__init__.py").exists() for folder in folders)
+
+
+def imports(name: str) -> set[str]:
+    """The top-level modules that a tracked Python file imports, anywhere in it."""
+    nodes = list(ast.walk(ast.parse((ROOT / name).read_text("utf8"))))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    whole = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    return {module.partition(".")[0] for module in plain | whole}
+
+
+def needs(distribution: str) -> set[str]:
+    """What an installed distribution always brings along; nothing where it is not installed."""
+    try:
+        wanted = map(Requirement, metadata.requires(distribution) or [])
+    except metadata.PackageNotFoundError:
+        return set()
+    return {canonicalize_name(need.name) for need in wanted if not need.marker or need.marker.evaluate({"extra": ""})}
+
+
+@pytest.mark.parametrize(("folder", "extras"), [("ppo_lib", ["smollm2"]), ("tests", list(EXTRAS))])
+def test_every_import_is_declared(folder, extras):
+    """In pyproject.toml itself, or as a requirement of a package named there (traitlets of ipywidgets, say)."""
+    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in EXTRAS[extra])]
+    declared = {canonicalize_name(Requirement(line).name) for line in lines}
+    declared |= {need for name in declared for need in needs(name)}
+    own = {PurePath(name).stem for name in tracked() if name.endswith(".py")} | {"ppo_lib", "tests"}
+    origin = metadata.packages_distributions()
+    for name in tracked():
+        # The parity tests run in environments of their own, see tests/parity/run.py.
+        if name.startswith(f"{folder}/") and name.endswith(".py") and not name.startswith("tests/parity/"):
+            for module in sorted(imports(name) - own - sys.stdlib_module_names):
+                sources = {canonicalize_name(source) for source in origin.get(module, [module])}
+                assert sources & declared, f"{name} imports {module}, which pyproject.toml does not declare"
 
 
 def test_readme_installs_from_the_one_repository():
