@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from conftest import ROOT
+import toc
 from ppo_lib import worlds
 
 COMMAND = ["--updates=3", "--batch-size=4", "--minibatch-size=2", "--max-new-tokens=5", "--checkpoint-every=1"]
@@ -18,7 +18,7 @@ COMMAND = ["--updates=3", "--batch-size=4", "--minibatch-size=2", "--max-new-tok
 @pytest.fixture
 def program(monkeypatch):
     """The program, with a tiny world in the place of SmolLM2."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.syspath_prepend(str(toc.ROOT / "benchmarks"))
     module = importlib.import_module("smollm2_vader")
 
     def tiny_world():
