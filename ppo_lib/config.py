@@ -64,7 +64,7 @@ class PPOConfig:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in names or ():
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
                 hint = f"did you mean `{near[0]}`?" if near else f"known settings: {', '.join(known)}"
                 raise ValueError(f"unknown setting `{name}`: {hint}")
         return given
@@ -94,13 +94,18 @@ class PPOConfig:
         """Read settings from a YAML mapping; names that are absent keep their defaults.
 
         Raises:
-            ValueError: the file is not a mapping, or a setting is unknown or out of range.
+            ValueError: the file is not a YAML mapping, or a setting is unknown or out of range.
         """
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        try:
+            settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not YAML: {error}") from error
+        if settings is None:  # an empty file: all defaults
+            settings = {}
         if not isinstance(settings, dict):
             raise ValueError(f"{path} holds a {type(settings).__name__}, not `name: value` lines")
         return pydantic.TypeAdapter(cls).validate_python(settings)
 
     def to_yaml(self, path: str | Path) -> None:
-        """Write every setting, defaults included, so that the file alone repeats the run."""
+        """Write every setting, defaults included. Models, rewards and prompts passed as objects are no settings."""
         Path(path).write_text(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False), encoding="utf-8")

@@ -1,6 +1,6 @@
 """Prompts: the dataset a trainer takes, and the endless stream of batches it draws from it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -14,10 +14,12 @@ class PPODataset:
 
     Raises:
         ValueError: there are no prompts, one is empty, or the column is missing.
-        TypeError: a prompt is not text, or `prompts` is one string.
+        TypeError: a prompt is not text, or `prompts` is one string or a mapping.
     """
 
     def __init__(self, prompts: Sequence[str], column: str = "prompt"):
+        if isinstance(prompts, Mapping):
+            raise TypeError(f"`prompts` is a mapping of {list(prompts)}: pass one split, or one list, of it")
         columns = getattr(prompts, "column_names", None)
         if columns is not None:
             if column not in columns:
@@ -25,7 +27,7 @@ class PPODataset:
             prompts = prompts[column]
         if isinstance(prompts, str):
             raise TypeError("`prompts` is one string: pass a list of strings, e.g. PPODataset([prompt])")
-        self.prompts = list(prompts)
+        self.prompts = [] if prompts is None else list(prompts)
         if not self.prompts:
             raise ValueError("there are no prompts: PPODataset needs at least one")
         for index, prompt in enumerate(self.prompts):

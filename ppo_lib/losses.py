@@ -26,7 +26,7 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask
 def clip_fraction(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, cliprange: float) -> Tensor:
     """Share of tokens whose gradient the clip removes: r beyond 1+ε with A > 0, or below 1−ε with A < 0."""
     ratio = torch.exp((logprobs - old_logprobs).masked_fill(~mask, 0.0))
-    stopped = torch.where(advantages > 0, ratio > 1 + cliprange, ratio < 1 - cliprange)
+    stopped = ((advantages > 0) & (ratio > 1 + cliprange)) | ((advantages < 0) & (ratio < 1 - cliprange))
     return masked_mean(stopped.float(), mask)
 
 
@@ -41,6 +41,14 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
     values = values.masked_fill(~mask, 0.0)
     clipped = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
     return 0.5 * masked_mean(torch.maximum((values - returns) ** 2, (clipped - returns) ** 2), mask)
+
+
+def value_clip_fraction(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange_value: float
+) -> Tensor:
+    """Share of tokens where the clipped value has the larger error, so that the value's gradient is removed."""
+    clipped = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
+    return masked_mean(((clipped - returns) ** 2 > (values - returns) ** 2).float(), mask)
 
 
 def entropy_of(logits: Tensor) -> Tensor:

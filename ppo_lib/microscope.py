@@ -151,8 +151,8 @@ class Recorder:
             return
         logits = response_logits(trainer.policy, rollout, config.temperature)
         ratio = (logprobs_of(logits, rollout.response_ids) - rollout.logprobs).masked_fill(~rollout.mask, 0.0).exp()
-        rising = rollout.advantages > 0
-        clipped = torch.where(rising, ratio > 1 + config.cliprange, ratio < 1 - config.cliprange)
+        up, down = rollout.advantages > 0, rollout.advantages < 0
+        clipped = (up & (ratio > 1 + config.cliprange)) | (down & (ratio < 1 - config.cliprange))
         self.frames.append(frame(rollout, trainer.tokenizer, update, self.responses, ratio=ratio, clipped=clipped))
 
 

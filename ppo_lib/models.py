@@ -2,9 +2,11 @@
 
 import copy
 import inspect
+import tempfile
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -30,7 +32,9 @@ class Critic(nn.Module):
     def __init__(self, trunk: PreTrainedModel):
         super().__init__()
         self.trunk = trunk
-        self.value_head = nn.Linear(trunk.config.get_text_config().hidden_size, 1, dtype=trunk.dtype)
+        config = trunk.config.get_text_config()
+        width = getattr(config, "word_embed_proj_dim", None) or config.hidden_size  # OPT may project its last layer
+        self.value_head = nn.Linear(width, 1, dtype=trunk.dtype)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
 
@@ -51,30 +55,45 @@ class Critic(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Critic":
-        critic = cls(AutoModel.from_pretrained(folder))
+        critic = cls(AutoModel.from_pretrained(folder, dtype=torch.float32))
         critic.value_head.load_state_dict(load_file(Path(folder) / VALUE_HEAD_FILE))
         return critic
 
 
-def load_policy(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Policy and tokenizer from a folder or a Hugging Face id.
+def load_policy(
+    name: str, tokenizer: PreTrainedTokenizerBase | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Policy, in 32-bit floats, from a folder or a Hugging Face id, with its own tokenizer unless one is given.
 
     Raises:
-        ValueError: nothing by that name can be loaded.
+        ValueError: nothing by that name can be loaded, or it is damaged, or it has no tokenizer.
     """
     try:
-        return AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
-    except OSError as error:
+        policy = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
-            f"`model`={name!r} cannot be loaded: it is no embedded world, no folder with a saved model, "
+            f"`model`={name!r} cannot be loaded: it is no embedded world, no folder with a whole saved model, "
             f"and no reachable Hugging Face id ({str(error).splitlines()[0]})"
         ) from error
+    try:
+        return policy, tokenizer or AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`model`={name!r} has no tokenizer that can be loaded: pass `tokenizer=…`") from error
 
 
 def load_critic(folder: str, policy: PreTrainedModel) -> Critic:
-    """The critic saved beside a policy in `folder`; a new one from the policy's trunk where there is none."""
+    """The critic saved beside a policy in `folder`; a new one from the policy's trunk where there is none.
+
+    Raises:
+        ValueError: there is one, but it is damaged.
+    """
     saved = Path(folder) / CRITIC_FOLDER
-    return Critic.from_pretrained(saved) if saved.is_dir() else Critic.from_policy(policy)
+    if not saved.is_dir():
+        return Critic.from_policy(policy)
+    try:
+        return Critic.from_pretrained(saved)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"the critic in {saved} is damaged ({error}): remove it to start a new one") from error
 
 
 def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:
@@ -85,15 +104,48 @@ def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:
 def save_models(
     folder: str | Path, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, critic: Critic
 ) -> None:
-    """Write policy, tokenizer and critic so that `AutoModelForCausalLM.from_pretrained(folder)` works."""
-    policy.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    critic.save_pretrained(Path(folder) / CRITIC_FOLDER)
+    """Write policy, tokenizer and critic so that `AutoModelForCausalLM.from_pretrained(folder)` works.
+
+    All is written aside first and then moved, file by file: a save that fails leaves the last one as it was.
+    """
+    folder = Path(folder).resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as aside:
+        policy.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        critic.save_pretrained(Path(aside) / CRITIC_FOLDER)
+        for file in [path for path in Path(aside).rglob("*") if path.is_file()]:
+            target = folder / file.relative_to(aside)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
     """Rows of the input embedding, V."""
     return model.get_input_embeddings().num_embeddings
+
+
+def context_length(model: PreTrainedModel) -> float:
+    """The most tokens that `model` takes; infinite where its configuration names no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or float("inf")
+
+
+def prepare_policy(policy: PreTrainedModel) -> None:
+    """Check that the policy can be trained, sampled and saved.
+
+    Raises:
+        ValueError: its weights are in half precision or all frozen, or it has no key-value cache.
+    """
+    if policy.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(f"the policy's weights are {policy.dtype}, which lose small updates: pass model.float()")
+    if not any(parameter.requires_grad for parameter in policy.parameters()):
+        raise ValueError("all weights of the policy are frozen, nothing could be learned: model.requires_grad_(True)")
+    if "past_key_values" not in inspect.signature(policy.forward).parameters:
+        raise ValueError(f"{type(policy).__name__} keeps no key-value cache, which sampling needs: use another model")
+    try:
+        policy.generation_config.validate(strict=True)
+    except ValueError:
+        policy.generation_config.do_sample = True  # sampling settings without it are refused when a model is saved
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, policy: PreTrainedModel) -> None:
@@ -104,6 +156,8 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, policy: PreTrainedMode
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token, so no response could ever end: set `tokenizer.eos_token`")
+    if tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id:
+        raise ValueError("the tokenizer puts an EOS behind every prompt, which would end it: set add_eos_token=False")
     if len(tokenizer) > vocabulary_size(policy):
         raise ValueError(
             f"the tokenizer knows {len(tokenizer)} tokens but the policy has {vocabulary_size(policy)} embeddings: "

@@ -16,18 +16,20 @@ from ppo_lib import worlds
 from ppo_lib.config import PPOConfig
 from ppo_lib.data import PPODataset, as_dataset, prompt_batches
 from ppo_lib.estimators import gae, kl_k1, masked_mean, masked_var, token_rewards, whiten
-from ppo_lib.losses import clip_fraction, entropy_of, policy_loss, value_loss
+from ppo_lib.losses import clip_fraction, entropy_of, policy_loss, value_clip_fraction, value_loss
 from ppo_lib.models import (
     Critic,
     check_same_vocabulary,
+    context_length,
     frozen_copy,
     load_critic,
     load_policy,
     pick_device,
+    prepare_policy,
     prepare_tokenizer,
     save_models,
 )
-from ppo_lib.rewards import RewardFunction, RewardModel, score_responses
+from ppo_lib.rewards import RewardFunction, RewardModel, as_reward, score_responses
 from ppo_lib.rollout import Rollout, encode_prompts, logprobs_of, response_logits, response_values, sample
 
 __all__ = ["PPOConfig", "PPODataset", "PPOTrainer"]
@@ -39,16 +41,19 @@ class PPOTrainer:
     """Proximal policy optimisation of a language model (Schulman et al. 2017; Ouyang et al. 2022).
 
     Args:
-        model: the policy: an `AutoModelForCausalLM`, an embedded world ("reviews", "reviews-sparse",
-            "smollm2"), a folder or a Hugging Face id. `None` takes `config.model`.
-        reward: a function `(prompts, responses) -> scores` or a `RewardModel`. `None` takes the world's.
-        tokenizer: the policy's; needed only where `model` is a model object.
+        model: the policy: an `AutoModelForCausalLM` (trained in place), an embedded world ("reviews",
+            "reviews-sparse", "smollm2"), a folder or a Hugging Face id. `None` takes `config.model`.
+        reward: a function `(prompts, responses) -> scores`, a `RewardModel`, or a sequence-classification
+            model that shares the policy's tokenizer. `None` takes the world's.
+        tokenizer: the policy's; needed only where `model` is a model object. One without a padding token
+            gets its EOS as padding.
         reference: the frozen π_ref of the KL penalty; by default a copy of the policy as it is now.
         critic: by default the one saved beside the policy, or a new one from a copy of its trunk.
         config: settings; by default the class's own.
         **settings: single settings, over those of `config`: `PPOTrainer(learning_rate=1e-4)`.
 
     Raises:
+        TypeError: `model` or `config` is of another kind.
         ValueError: a setting, tokenizer, vocabulary or reward does not fit; the message says what to change.
     """
 
@@ -56,7 +61,7 @@ class PPOTrainer:
 
     def __init__(
         self,
-        model: PreTrainedModel | str | None = None,
+        model: PreTrainedModel | str | os.PathLike | None = None,
         reward: RewardFunction | None = None,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -65,16 +70,27 @@ class PPOTrainer:
         config: PPOConfig | None = None,
         **settings,
     ):
-        if isinstance(model, str):
-            settings["model"] = model
+        if isinstance(model, PreTrainedModel):
+            settings["model"] = model.name_or_path or type(model).__name__
+        elif isinstance(model, (str, os.PathLike)):
+            settings["model"] = os.fspath(model)
+        elif model is not None:
+            raise TypeError(
+                f"`model` is a {type(model).__name__}: pass a transformers model (the one inside, where it is compiled "
+                "or wrapped), a folder, a Hugging Face id or the name of an embedded world"
+            )
+        if config is not None and not isinstance(config, self.config_class):
+            raise TypeError(f"`config` is a {type(config).__name__}, no {self.config_class.__name__} (see from_yaml)")
         self.config = dataclasses.replace(config or self.config_class(), **settings)
         self.device = pick_device(self.config.device)
         self._load(model, reward, tokenizer, critic)
+        prepare_policy(self.policy)
         prepare_tokenizer(self.tokenizer, self.policy)
         if reference is self.policy:
             raise ValueError("`reference` is the policy itself and would move with it: pass another model, or none")
         self.reference = reference or frozen_copy(self.policy)
         check_same_vocabulary(self.policy, self.reference, "reference")
+        check_same_vocabulary(self.policy, self.critic.trunk, "critic")
         for network in (self.policy, self.critic, self.reference):
             network.to(self.device).eval()  # dropout stays off: old and new log-probabilities must compare
         if isinstance(self.reward, RewardModel):
@@ -86,31 +102,25 @@ class PPOTrainer:
         self.history: list[Metrics] = []
 
     def _load(self, model, reward, tokenizer, critic) -> None:
+        policy, name = model, self.config.model
         if isinstance(model, PreTrainedModel):
             if tokenizer is None:
                 raise ValueError("`model` is an object: pass its tokenizer too, PPOTrainer(model, reward, tokenizer=…)")
-            self.policy, self.tokenizer, self.reward = model, tokenizer, reward
-            self.critic = critic or Critic.from_policy(self.policy)
-        elif self.config.model in worlds.NAMES:
-            world = worlds.load(self.config.model)
-            self.policy, self.tokenizer, self.reward = world.model, tokenizer or world.tokenizer, reward or world.reward
-            self.critic = critic or Critic.from_policy(self.policy)
+        elif name in worlds.NAMES:
+            world = worlds.load(name)
+            policy, tokenizer, reward = world.model, tokenizer or world.tokenizer, reward or world.reward
         else:
-            self.policy, own_tokenizer = load_policy(self.config.model)
-            self.tokenizer, self.reward = tokenizer or own_tokenizer, reward
-            self.critic = critic or load_critic(self.config.model, self.policy)
-        if not callable(self.reward):
-            raise ValueError(
-                f"`reward` is {self.reward!r}: pass a function (prompts, responses) -> scores or a RewardModel "
-                f"(only the embedded worlds {', '.join(worlds.NAMES)} bring one)"
-            )
+            policy, tokenizer = load_policy(name, tokenizer)
+            critic = critic or load_critic(name, policy)
+        self.policy, self.tokenizer, self.reward = policy, tokenizer, as_reward(reward)
+        self.critic = critic or Critic.from_policy(policy)
 
     def train(
         self,
         dataset: PPODataset,
         callback: Callable[["PPOTrainer", Rollout, Metrics], None] | None = None,
     ) -> list[Metrics]:
-        """Run `config.num_updates` updates and return the metrics of each.
+        """Run `config.num_updates` updates and return the metrics of each; `history` keeps those of earlier calls too.
 
         Interrupted by Ctrl-C or an error, it still saves models and logs in `output_dir`, then re-raises.
 
@@ -121,14 +131,15 @@ class PPOTrainer:
         Raises:
             ValueError: a prompt leaves no room for a response, or `output_dir` holds an earlier run.
             RewardError: the reward failed; the message names the prompt.
+            FloatingPointError: the loss is NaN or infinite; the step is not taken.
         """
         dataset = as_dataset(dataset)
         self.check_room(dataset)
         if self.config.output_dir:
             self.open_output_dir()
-        batches = prompt_batches(dataset, self.config.batch_size, self.generator)
+        batches, earlier = prompt_batches(dataset, self.config.batch_size, self.generator), len(self.history)
+        hidden = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")  # tqdm's notebook bar does not heed it
         try:
-            hidden = "TQDM_DISABLE" in os.environ  # which tqdm's notebook bar itself does not heed
             for _ in (progress := tqdm(range(self.config.num_updates), desc="PPO", unit="update", disable=hidden)):
                 metrics, rollout = self.train_step(next(batches))
                 self.log(metrics)
@@ -137,12 +148,19 @@ class PPOTrainer:
                     callback(self, rollout, metrics)
         except BaseException as error:
             if self.config.output_dir:
-                error.add_note(f"{len(self.history)} whole updates are logged; the models are in {self.model_dir}")
+                self._save_after(error)
             raise
-        finally:
-            if self.config.output_dir:
-                self.save(self.model_dir)
-        return self.history
+        if self.config.output_dir:
+            self.save(self.model_dir)
+        return self.history[earlier:]
+
+    def _save_after(self, error: BaseException) -> None:
+        """Save what was learned before `error`, and say so on it; a save that fails must not hide it."""
+        try:
+            self.save(self.model_dir)
+            error.add_note(f"{len(self.history)} whole updates are logged; the models are in {self.model_dir}")
+        except Exception as failure:
+            error.add_note(f"{len(self.history)} whole updates are logged; saving the models failed: {failure!r}")
 
     def train_step(self, prompts: list[str]) -> tuple[Metrics, Rollout]:
         """One update: sample a rollout, score it, estimate advantages, optimise."""
@@ -198,6 +216,10 @@ class PPOTrainer:
     def step(self, minibatch: Rollout) -> Metrics:
         """One optimiser step; the gradients of policy and critic are clipped separately."""
         loss, metrics = self.loss(minibatch)
+        if not loss.isfinite():
+            raise FloatingPointError(
+                f"the loss is {loss.item()} in update {len(self.history) + 1}: lower `learning_rate` or the scores"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         limit = self.config.max_grad_norm
@@ -219,14 +241,15 @@ class PPOTrainer:
         loss = policy + config.vf_coef * value - config.entropy_coef * entropy
         with torch.no_grad():
             ratio = (logprobs - old).exp()
-            moved = ((values - old_values).abs() > config.cliprange_value).float()
             metrics = {
                 "loss/policy_avg": policy.detach(),
                 "loss/value_avg": value.detach(),
                 "policy/entropy_avg": entropy.detach(),
                 "policy/approxkl_avg": masked_mean(0.5 * (logprobs - old) ** 2, mask),
                 "policy/clipfrac_avg": clip_fraction(logprobs, old, minibatch.advantages, mask, config.cliprange),
-                "val/clipfrac_avg": masked_mean(moved, mask),
+                "val/clipfrac_avg": value_clip_fraction(
+                    values, old_values, minibatch.returns, mask, config.cliprange_value
+                ),
                 "val/ratio": masked_mean(ratio, mask),
                 "val/ratio_var": masked_var(ratio, mask),
             }
@@ -235,13 +258,17 @@ class PPOTrainer:
     def rollout_metrics(self, rollout: Rollout) -> Metrics:
         """Metrics of the rollout itself, before any update, under TRL's names."""
         mask = rollout.mask
-        kl = kl_k1(rollout.logprobs, rollout.ref_logprobs).masked_fill(~mask, 0.0).sum(dim=1).mean()
+
+        def per_response(x: Tensor) -> Tensor:
+            return x.masked_fill(~mask, 0.0).sum(dim=1).mean()
+
+        kl = per_response(kl_k1(rollout.logprobs, rollout.ref_logprobs))
         unexplained = masked_var(rollout.returns - rollout.values[:, :-1], mask)
         metrics = {
             "objective/kl": kl,
-            "objective/entropy": -rollout.logprobs.sum(dim=1).mean(),
+            "objective/entropy": -per_response(rollout.logprobs),
             "objective/non_score_reward": -self.config.kl_coef * kl,
-            "objective/rlhf_reward": rollout.rewards.sum(dim=1).mean(),
+            "objective/rlhf_reward": per_response(rollout.rewards),
             "objective/scores": rollout.scores.mean(),
             "objective/scores_std": rollout.scores.std(unbiased=False),
             "val/num_eos_tokens": rollout.ended.sum(),
@@ -270,16 +297,18 @@ class PPOTrainer:
 
     def check_room(self, dataset: PPODataset) -> None:
         """Raise ValueError where a prompt and `max_new_tokens` do not fit in the policy's context."""
-        room = getattr(self.policy.config.get_text_config(), "max_position_embeddings", None) or float("inf")
-        for index, prompt in enumerate(dataset):
-            length = encode_prompts(self.tokenizer, [prompt])[0].shape[1]
-            if length == 0:
-                raise ValueError(f"prompt {index} ({prompt!r}) has no tokens, nothing to go on from: drop it")
-            if length + self.config.max_new_tokens > room:
-                raise ValueError(
-                    f"prompt {index} has {length} tokens; with `max_new_tokens`={self.config.max_new_tokens} it exceeds"
-                    f" the policy's context of {room}: shorten or drop the prompt, or lower `max_new_tokens`"
-                )
+        rooms = {"policy": (self.tokenizer, context_length(self.policy))}
+        if isinstance(self.reward, RewardModel):
+            rooms["reward model"] = (self.reward.tokenizer, context_length(self.reward.model))
+        for role, (tokenizer, room) in rooms.items():
+            for index, length in enumerate(encode_prompts(tokenizer, dataset.prompts)[1].sum(dim=1).tolist()):
+                if length == 0:
+                    raise ValueError(f"prompt {index} ({dataset[index]!r}) has no tokens to go on from: drop it")
+                if length + self.config.max_new_tokens > room:
+                    raise ValueError(
+                        f"prompt {index} has {length} tokens; with `max_new_tokens`={self.config.max_new_tokens} it "
+                        f"exceeds the {role}'s context of {room}: shorten or drop the prompt, or lower `max_new_tokens`"
+                    )
 
     def generate(self, prompts: list[str], greedy: bool = False, seed: int = 0) -> list[str]:
         """The policy's responses to `prompts`; the same `seed` gives the same ones, whatever came before."""

@@ -1,5 +1,6 @@
 """Rewards: any function of texts, or a learned model, behind one small protocol."""
 
+import inspect
 from collections.abc import Callable, Sequence
 
 import torch
@@ -22,7 +23,7 @@ class RewardModel:
     Args:
         model: any `AutoModelForSequenceClassification` with `num_labels=1`.
         tokenizer: the model's own; `None` means that it shares the policy's (the trainer then checks that
-            the vocabularies agree).
+            the vocabularies agree). Its padding token is noted in the model's config.
 
     Raises:
         ValueError: the model has more than one output.
@@ -35,7 +36,15 @@ class RewardModel:
                 "or write a function (prompts, responses) -> scores that picks one"
             )
         self.model = model.requires_grad_(False).eval()
+        self.tokenizer = None
+        if tokenizer is not None:
+            self._adopt(tokenizer)
+
+    def _adopt(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
         self.tokenizer = tokenizer
+        self.model.config.pad_token_id = tokenizer.pad_token_id  # by it the model finds the last real token
 
     def bind(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Take the policy's tokenizer where the model came with none.
@@ -45,9 +54,7 @@ class RewardModel:
         """
         if self.tokenizer is None:
             check_same_vocabulary(policy, self.model, "reward model")
-            self.tokenizer = tokenizer
-        if self.model.config.pad_token_id is None:  # the model finds the last real token by it
-            self.model.config.pad_token_id = self.tokenizer.pad_token_id
+            self._adopt(tokenizer)
         self.model.to(policy.device)
 
     @torch.no_grad()
@@ -56,8 +63,31 @@ class RewardModel:
         return sequence_scores(self.model, self.tokenizer, [p + r for p, r in zip(prompts, responses, strict=True)])
 
 
+def as_reward(reward) -> RewardFunction:
+    """A reward as the trainer calls it; a bare sequence-classification model is wrapped in a `RewardModel`.
+
+    Raises:
+        ValueError: `reward` cannot be called with prompts and responses.
+    """
+    if isinstance(reward, PreTrainedModel):
+        return RewardModel(reward)
+    if not callable(reward):
+        raise ValueError(
+            f"`reward` is {reward!r}: pass a function (prompts, responses) -> scores or a RewardModel "
+            "(only the embedded worlds bring one of their own)"
+        )
+    try:
+        inspect.signature(reward).bind([], [])
+    except TypeError as error:
+        raise ValueError(f"`reward` must take two lists, (prompts, responses): {error}") from error
+    except ValueError:
+        pass  # some callables have no signature to look at
+    return reward
+
+
 def sequence_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Tensor:
     """The one output of a sequence-classification model for each text: [B], with gradient."""
+    texts = [text.removeprefix(tokenizer.bos_token or "") for text in texts]  # the tokenizer adds its own
     batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt").to(model.device)
     return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.squeeze(-1).float()
 

@@ -104,6 +104,14 @@ def draw(logprobs: Tensor, generator: torch.Generator | None) -> Tensor:
     return token.squeeze(-1).clamp(max=logprobs.shape[-1] - 1)
 
 
+def decode_responses(tokenizer: PreTrainedTokenizerBase, prompts: list[Tensor], responses: list[Tensor]) -> list[str]:
+    """Texts of the responses, decoded behind their prompts: alone, some tokenizers drop a leading space."""
+    heads = tokenizer.batch_decode(prompts, skip_special_tokens=True)
+    joined = [torch.cat(pair) for pair in zip(prompts, responses, strict=True)]
+    wholes = tokenizer.batch_decode(joined, skip_special_tokens=True)
+    return [whole[len(head) :] for head, whole in zip(heads, wholes, strict=True)]
+
+
 @torch.no_grad()
 def sample(
     policy: PreTrainedModel,
@@ -143,10 +151,11 @@ def sample(
             break
         inputs = model_inputs(policy, token[:, None], attention_mask)
     response_ids, mask = torch.stack(ids, dim=1), torch.stack(masks, dim=1)
-    sampled = [row[kept] for row, kept in zip(response_ids, mask, strict=True)]
+    prompt_rows = [row[kept] for row, kept in zip(prompt_ids, prompt_mask, strict=True)]
+    response_rows = [row[kept] for row, kept in zip(response_ids, mask, strict=True)]
     return Rollout(
         prompts=list(prompts),
-        responses=tokenizer.batch_decode(sampled, skip_special_tokens=True),
+        responses=decode_responses(tokenizer, prompt_rows, response_rows),
         prompt_ids=prompt_ids,
         prompt_mask=prompt_mask,
         response_ids=response_ids,

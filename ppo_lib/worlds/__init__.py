@@ -21,7 +21,7 @@ class World:
 
     `model` is a causal language model in evaluation mode; each `load`
     returns a fresh copy, so training one changes no other.
-    `tokenizer` pads on the left and its EOS token is not its padding token.
+    `tokenizer` pads on the left; in the `reviews` worlds its EOS token is not its padding token, in `smollm2` it is.
     `reward` takes prompts and responses (two lists of B strings) and returns B numbers.
     `prompts` are for training and `heldout_prompts` for evaluation; no prompt is in both.
     """
