@@ -24,13 +24,14 @@ def test_kl_estimators_in_expectation():
     assert expectation(kl_k1) == pytest.approx(exact, abs=1e-12), "k1 has the wrong sign or direction"
     assert expectation(kl_k3) == pytest.approx(exact, abs=1e-12), "k3 mixes the direction of the KL"
     assert expectation(kl_k2) != pytest.approx(exact, abs=1e-3), "k2 is biased; an unbiased one is not k2"
-    assert expectation(kl_k2) == pytest.approx((PI * (PI / REF).log() ** 2).sum().item() / 2, abs=1e-12)
+    half_square = (PI * (PI / REF).log() ** 2).sum().item() / 2
+    assert expectation(kl_k2) == pytest.approx(half_square, abs=1e-12), "k2 is not half the squared log-ratio"
 
 
 def test_k3_is_never_negative():
     logp, ref = torch.linspace(-9, -0.01, 50)[:, None], torch.linspace(-9, -0.01, 50)[None]
-    assert (kl_k3(logp, ref) >= 0).all()
-    assert (kl_k1(logp, ref) < 0).any()
+    assert (kl_k3(logp, ref) >= 0).all(), "k3 is never negative"
+    assert (kl_k1(logp, ref) < 0).any(), "k1 may be negative; an absolute value was taken"
 
 
 def test_kl_of_a_sequence_by_enumeration():
@@ -43,7 +44,7 @@ def test_kl_of_a_sequence_by_enumeration():
         exact += (p * (p / q).log()).item()
         logp, ref = torch.stack([PI[a], second_pi[a, b]]).log(), torch.stack([REF[a], second_ref[a, b]]).log()
         by_tokens += (p * kl_k1(logp, ref).sum()).item()
-    assert by_tokens == pytest.approx(exact, abs=1e-12)
+    assert by_tokens == pytest.approx(exact, abs=1e-12), "k1 over the tokens does not sum to the KL of responses"
 
 
 def test_masked_statistics_ignore_what_is_masked():
@@ -54,14 +55,14 @@ def test_masked_statistics_ignore_what_is_masked():
     white = whiten(x, mask)
     assert white[mask].mean().item() == pytest.approx(0.0, abs=1e-6), "whitening does not shift the mean to 0"
     assert white[mask].std().item() == pytest.approx(1.0, abs=1e-6), "whitening does not scale the variance to 1"
-    assert (white[~mask] == 0).all()
+    assert (white[~mask] == 0).all(), "whitening leaves something in the padding"
 
 
 def test_whiten_can_keep_the_mean():
     x, mask = torch.tensor([[1.0, 2.0, 6.0]]), torch.ones(1, 3, dtype=torch.bool)
     kept = whiten(x, mask, shift_mean=False)
     assert kept.mean().item() == pytest.approx(3.0, abs=1e-6), "shift_mean is inverted: False must keep the mean"
-    assert kept.std().item() == pytest.approx(1.0, abs=1e-6)
+    assert kept.std().item() == pytest.approx(1.0, abs=1e-6), "without shift_mean the variance must still be 1"
 
 
 def test_score_lands_on_the_last_sampled_token():
@@ -70,7 +71,8 @@ def test_score_lands_on_the_last_sampled_token():
     rewards = token_rewards(torch.tensor([10.0, 20.0, 30.0]), same, same, r.mask, kl_coef=0.1)
     expected = torch.zeros(3, 4)
     expected[0, 2], expected[1, 0], expected[2, 3] = 10.0, 20.0, 30.0
-    assert torch.equal(rewards, expected), "the score is not on the last sampled token (EOS)"
+    assert (rewards[~r.mask] == 0).all(), "the score lands on padding: the last column need not be sampled"
+    assert torch.equal(rewards, expected), "the score lands before the last sampled token (the EOS)"
 
 
 def test_token_rewards_charge_the_kl():
@@ -98,20 +100,56 @@ def test_gae_equals_its_definition(gamma, lam, bootstrap_cut):
     for row, length in enumerate(r.lengths.tolist()):
         expected = gae_by_definition(rewards[row], r.values[row], length, bool(r.ended[row]), gamma, lam, bootstrap_cut)
         got = advantages[row, :length].tolist()
-        assert got == pytest.approx(expected, abs=1e-5), (
-            "GAE differs from Σ (γλ)^k δ: is λ there, is the value after the last token 0, does the sum run backwards?"
-        )
+        assert got == pytest.approx(expected, abs=1e-5), "GAE differs from the double sum Σ (γλ)^k δ"
         assert returns[row, :length].tolist() == pytest.approx(
             [a + v for a, v in zip(expected, r.values[row, :length].tolist(), strict=True)], abs=1e-5
         ), "returns are not advantages + values"
-    assert (advantages[~r.mask] == 0).all() and (returns[~r.mask] == 0).all()
+    assert (advantages[~r.mask] == 0).all() and (returns[~r.mask] == 0).all(), "padding has advantages or returns"
+
+
+@pytest.mark.parametrize("bootstrap_cut", [False, True])
+def test_nothing_is_valued_after_the_end(bootstrap_cut):
+    """The advantage of the last token is r − V, whatever the critic says of the place after it."""
+    r = hand_rollout()
+    rewards = torch.ones(3, 4)
+    advantages, _ = gae(rewards, r.values, r.mask, r.ended, 1.0, 0.0, bootstrap_cut)
+    for row, last in enumerate((r.lengths - 1).tolist()):
+        own = 1.0 - r.values[row, last].item()
+        if r.ended[row]:
+            assert advantages[row, last].item() == pytest.approx(own, abs=1e-5), "the value after EOS is counted"
+        else:
+            after = bootstrap_cut * r.values[row, last + 1].item()
+            assert advantages[row, last].item() == pytest.approx(own + after, abs=1e-5), (
+                "the value after a cut response must count with `bootstrap_cut`, and only with it"
+            )
+
+
+def test_lambda_zero_is_one_step_ahead():
+    r = hand_rollout()
+    rewards = torch.ones(3, 4)
+    advantages, _ = gae(rewards, r.values, r.mask, r.ended, 1.0, 0.0)
+    one_step = rewards + r.values[:, 1:] - r.values[:, :-1]
+    inner = r.mask[:, 1:]  # every token but the last of each response
+    assert torch.allclose(advantages[:, :-1][inner], one_step[:, :-1][inner], atol=1e-5), (
+        "λ is forgotten: with λ = 0 an advantage is its own δ"
+    )
+
+
+def test_gamma_zero_sees_no_next_state():
+    r = hand_rollout()
+    advantages, _ = gae(torch.ones(3, 4), r.values, r.mask, r.ended, 0.0, 0.0)
+    assert torch.allclose(advantages[r.mask], (1.0 - r.values[:, :-1])[r.mask], atol=1e-5), (
+        "γ is forgotten on the value of the next state: with γ = 0 an advantage is r − V"
+    )
 
 
 def test_lambda_one_is_the_monte_carlo_return():
     r = hand_rollout()
     rewards = torch.ones(3, 4)
     _, returns = gae(rewards, r.values, r.mask, r.ended, 1.0, 1.0)
-    assert returns[2].tolist() == pytest.approx([4.0, 3.0, 2.0, 1.0], abs=1e-5)
+    assert returns[2].tolist() == pytest.approx([4.0, 3.0, 2.0, 1.0], abs=1e-5), (
+        "GAE runs forwards: with λ = 1 a return is the sum of the rewards from its token on"
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -131,4 +169,4 @@ def test_more_padding_and_garbage_change_nothing(lengths, extra, seed):
     narrow_estimates = estimate(r.logprobs, r.ref_logprobs, r.values, r.mask)
     for narrow, padded in zip(narrow_estimates, estimate(*wide, wide_mask), strict=True):
         assert torch.allclose(narrow, padded[:, :5], atol=1e-6), "what stands in the padding leaks into the estimates"
-        assert (padded[:, 5:] == 0).all()
+        assert (padded[:, 5:] == 0).all(), "the estimates are not zero in the padding"

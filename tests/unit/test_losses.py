@@ -14,15 +14,21 @@ def one(x):
     return torch.tensor([[float(x)]])
 
 
-@pytest.mark.parametrize(
-    ("ratio", "advantage", "expected"),
-    [(1.0, 2.0, 2.0), (1.5, 1.0, 1.2), (0.5, 1.0, 0.5), (1.5, -1.0, -1.5), (0.5, -1.0, -0.8)],
-)
-def test_clipped_surrogate_by_hand(ratio, advantage, expected):
+# In this order each row can fail by its own mistake alone, given that the rows above it pass.
+SURROGATES = [
+    (1.0, 2.0, 2.0, "the policy loss has the wrong sign: at r = 1 it is −A"),
+    (1.1, 1.0, 1.1, "the ratio is upside down: r = π_θ / π_old"),
+    (0.5, 1.0, 0.5, "the clip is not pessimistic: take the minimum of r A and clip(r) A, not the maximum"),
+    (1.5, -1.0, -1.5, "the clip is not pessimistic: take the minimum of r A and clip(r) A, not the maximum"),
+    (1.5, 1.0, 1.2, "the policy's clip is lost: beyond 1+ε the surrogate must stay at (1+ε) A"),
+    (0.5, -1.0, -0.8, "the policy's clip is lost: below 1−ε the surrogate must stay at (1−ε) A"),
+]
+
+
+@pytest.mark.parametrize(("ratio", "advantage", "expected", "mistake"), SURROGATES)
+def test_clipped_surrogate_by_hand(ratio, advantage, expected, mistake):
     loss = policy_loss(one(ratio).log(), one(0.0), one(advantage), ONE, cliprange=0.2)
-    assert -loss.item() == pytest.approx(expected, abs=1e-6), (
-        "the surrogate is not min(r A, clip(r) A): is the sign, the min, the clip or the ratio's direction wrong?"
-    )
+    assert -loss.item() == pytest.approx(expected, abs=1e-6), mistake
 
 
 @pytest.mark.parametrize(
@@ -33,7 +39,8 @@ def test_gradient_dies_exactly_where_the_clip_bites(ratio, advantage, moves):
     logprob = one(ratio).log().requires_grad_()
     policy_loss(logprob, one(0.0), one(advantage), ONE, cliprange=0.2).backward()
     assert (logprob.grad.item() != 0) == moves, "the clip removes the gradient on the wrong side"
-    assert clip_fraction(logprob, one(0.0), one(advantage), ONE, 0.2).item() == float(not moves)
+    fraction = clip_fraction(logprob, one(0.0), one(advantage), ONE, 0.2).item()
+    assert fraction == float(not moves), "the clip fraction does not count the tokens that lost their gradient"
 
 
 def test_policy_gradient_against_finite_differences():
@@ -72,17 +79,21 @@ def test_loss_is_one_mean_over_all_tokens():
 
 
 def test_value_clip_is_pessimistic():
-    """Old value 0, target 2: a value of 1 is judged by the clipped 0.2; a value of −1 by itself."""
-    assert value_loss(one(1.0), one(0.0), one(2.0), ONE, 0.2).item() == pytest.approx(0.5 * 1.8**2), "value clip lost"
+    """Old value 0, target 2: a value of −1 is judged by itself; a value of 1 by the clipped 0.2."""
     assert value_loss(one(-1.0), one(0.0), one(2.0), ONE, 0.2).item() == pytest.approx(0.5 * 9.0), (
         "the value clip takes the smaller error: it must take the larger"
+    )
+    assert value_loss(one(1.0), one(0.0), one(2.0), ONE, 0.2).item() == pytest.approx(0.5 * 1.8**2), (
+        "the value clip is lost: the error of the value that moved too far must be the clipped one's"
     )
 
 
 def test_entropy_of_known_distributions():
     uniform, certain = torch.zeros(1, 8), torch.tensor([[100.0] + [0.0] * 7])
-    assert entropy_of(uniform).item() == pytest.approx(torch.tensor(8.0).log().item()), "wrong sign or base"
-    assert entropy_of(certain).item() == pytest.approx(0.0, abs=1e-6)
+    assert entropy_of(uniform).item() == pytest.approx(torch.tensor(8.0).log().item()), (
+        "the entropy has the wrong sign or base: 8 equal chances have ln 8 nats"
+    )
+    assert entropy_of(certain).item() == pytest.approx(0.0, abs=1e-6), "a certain outcome has entropy 0"
 
 
 @settings(max_examples=40, deadline=None)
@@ -106,7 +117,8 @@ def test_padding_and_order_change_neither_loss_nor_gradient(seed, extra):
     wide_mask = torch.cat([mask, torch.zeros(rows, extra, dtype=torch.bool)], dim=1)
     wide = total(pad(new), pad(old), pad(adv), pad(val), pad(old_val), pad(ret).nan_to_num(0.0), wide_mask)
     assert wide[0] == pytest.approx(loss, abs=1e-5), "padding changes the loss"
-    assert torch.allclose(wide[1][:, :width], g_new, atol=1e-6) and torch.allclose(wide[2][:, :width], g_val, atol=1e-6)
+    for padded, narrow in ((wide[1], g_new), (wide[2], g_val)):
+        assert torch.allclose(padded[:, :width], narrow, atol=1e-6), "padding changes the gradient of real tokens"
     assert (wide[1][:, width:] == 0).all() and (wide[2][:, width:] == 0).all(), "padding receives a gradient"
     order = torch.randperm(rows, generator=g)
     turned = total(*(x[order] for x in (new, old, adv, val, old_val, ret, mask)))
@@ -126,4 +138,4 @@ def test_micro_batches_weighted_by_tokens_equal_one_batch(seed, split):
     for rows in torch.arange(6).split(split):
         share = mask[rows].sum() / mask.sum()
         (share * policy_loss(parts[rows], old[rows], adv[rows], mask[rows], 0.2)).backward()
-    assert torch.allclose(whole.grad, parts.grad, atol=1e-6)
+    assert torch.allclose(whole.grad, parts.grad, atol=1e-6), "parts weighted by their tokens differ from the whole"

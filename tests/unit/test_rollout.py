@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
-from ppo_lib.models import Critic
+from ppo_lib.models import Critic, model_inputs
 from ppo_lib.rollout import (
     draw,
     encode_prompts,
@@ -26,7 +27,7 @@ def test_greedy_equals_generate(family):
     assert torch.equal(mine.response_ids[mine.mask], theirs[mine.mask]), "greedy sampling differs from generate()"
 
 
-@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 1.3])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logprobs_equal_a_full_forward_pass(family, temperature):
     policy, tokenizer = likely_eos(tiny_policy(family)), byte_tokenizer()
@@ -35,23 +36,24 @@ def test_logprobs_equal_a_full_forward_pass(family, temperature):
     with torch.no_grad():
         full = logprobs_of(response_logits(policy, rollout, temperature), rollout.response_ids)
     gap = (full - rollout.logprobs)[rollout.mask].abs().max().item()
-    assert gap < 1e-4, (
-        f"log-probs differ by {gap:.3g} from those sampled from: "
-        "off by one token, temperature forgotten, or wrong positions?"
-    )
+    mistake = "the logits are off by one token" if temperature == 1.0 else "a pass forgets the temperature"
+    assert gap < 1e-4, f"{mistake}: log-probs differ by {gap:.3g} from those sampled from"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_left_padding_does_not_change_a_response(family):
     """A short prompt sampled alone and beside longer ones takes the same greedy tokens, with the same log-probs."""
     policy, tokenizer = tiny_policy(family), byte_tokenizer()
+    ids, mask = encode_prompts(tokenizer, PROMPTS)
+    for row, kept in zip(model_inputs(policy, ids, mask.long())["position_ids"], mask, strict=True):
+        assert row[kept].tolist() == list(range(kept.sum())), "positions count the left padding"
     together = sample(policy, tokenizer, PROMPTS, 8, greedy=True)
     for row, prompt in enumerate(PROMPTS):
         alone = sample(policy, tokenizer, [prompt], 8, greedy=True)
         length = int(alone.lengths[0])
         same_tokens = torch.equal(alone.response_ids[0, :length], together.response_ids[row, :length])
         same_logprobs = torch.allclose(alone.logprobs[0, :length], together.logprobs[row, :length], atol=1e-4)
-        assert same_tokens and same_logprobs, "left padding shifts positions or is attended to"
+        assert same_tokens and same_logprobs, "left padding is attended to: the neighbours change the response"
 
 
 def test_sampled_frequencies_follow_the_distribution():
@@ -65,7 +67,7 @@ def test_sampled_frequencies_follow_the_distribution():
 
 def test_impossible_tokens_are_never_drawn():
     logprobs = torch.tensor([[-torch.inf, 0.0, -torch.inf]]).repeat(1000, 1)
-    assert (draw(logprobs, torch.Generator().manual_seed(0)) == 1).all()
+    assert (draw(logprobs, torch.Generator().manual_seed(0)) == 1).all(), "a token of probability 0 was drawn"
 
 
 @pytest.mark.parametrize("pad_is_eos", [False, True])
@@ -86,8 +88,9 @@ def test_same_generator_same_responses():
     first, second, other = (
         sample(policy, tokenizer, PROMPTS, 8, generator=torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)
     )
-    assert first.responses == second.responses and torch.equal(first.logprobs, second.logprobs)
-    assert first.responses != other.responses
+    assert first.responses == second.responses, "the same generator gave other responses: it is not the only chance"
+    assert torch.equal(first.logprobs, second.logprobs), "the same responses got other log-probs"
+    assert first.responses != other.responses, "another seed gave the same responses: the generator is not used"
 
 
 def test_values_belong_to_the_state_before_each_token():
@@ -97,25 +100,32 @@ def test_values_belong_to_the_state_before_each_token():
     rollout = sample(policy, tokenizer, PROMPTS, 6, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         values = response_values(critic, rollout)
-        assert values.shape == (4, rollout.mask.shape[1] + 1), "not T+1 columns from before token 0 on"
+        assert values.shape == (4, rollout.mask.shape[1] + 1), "values do not start before token 0: T+1 columns"
         prompt_only = critic(rollout.prompt_ids, rollout.prompt_mask.long())[:, -1]
-    assert torch.allclose(values[:, 0], prompt_only, atol=1e-5), "V(s_0) must see the prompt alone: off by one token?"
+    assert torch.allclose(values[:, 0], prompt_only, atol=1e-5), "V(s_0) must see the prompt alone"
 
 
 def test_a_new_critic_says_zero_and_shares_no_weights():
     policy = tiny_policy()
     critic = Critic.from_policy(policy)
     values = critic(torch.tensor([[1, 2, 3]]), torch.ones(1, 3, dtype=torch.long))
-    assert (values == 0).all()
+    assert (values == 0).all(), "a new value head must start at 0"
     owned = {parameter.data_ptr() for parameter in policy.parameters()}
-    assert not owned & {parameter.data_ptr() for parameter in critic.parameters()}
+    shared = owned & {parameter.data_ptr() for parameter in critic.parameters()}
+    assert not shared, "the critic trains the policy's own weights"
 
 
 def test_bos_is_not_doubled_on_a_rendered_chat():
     tokenizer = byte_tokenizer()
-    tokenizer.bos_token = "<eos>"  # any special token will do
-    rendered, _ = encode_prompts(tokenizer, ["<eos>hello"])
-    assert rendered[0].tolist().count(256) == 1
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    bos = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
+    text = tokenizer("hi", add_special_tokens=False)["input_ids"]
+    tokenizer.chat_template = "{{ bos_token }}{% for message in messages %}{{ message.content }}{% endfor %}"
+    rendered = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    for prompt, mistake in (("hi", "a plain prompt loses its BOS"), (rendered, "a rendered chat gets a second BOS")):
+        ids, mask = encode_prompts(tokenizer, [prompt])
+        assert ids[mask].tolist() == [bos, *text], mistake
 
 
 def test_select_and_to_keep_every_field():
@@ -123,5 +133,7 @@ def test_select_and_to_keep_every_field():
     rollout = sample(policy, tokenizer, PROMPTS, 4, generator=torch.Generator().manual_seed(0))
     rollout.scores = torch.arange(4.0)
     part = rollout.select(torch.tensor([2, 0])).to("cpu")
-    assert part.prompts == [PROMPTS[2], PROMPTS[0]] and part.scores.tolist() == [2.0, 0.0] and len(part) == 2
-    assert torch.equal(part.tokens, rollout.tokens[[2, 0]]) and part.values is None
+    assert part.prompts == [PROMPTS[2], PROMPTS[0]] and len(part) == 2, "texts are not selected with the tensors"
+    assert part.scores.tolist() == [2.0, 0.0], "scores are not those of the selected rows"
+    assert torch.equal(part.tokens, rollout.tokens[[2, 0]]), "tokens are not those of the selected rows"
+    assert part.values is None, "an empty field was filled"
