@@ -23,7 +23,12 @@ import toc
 SHOWN_LIBRARIES = ("torch", "transformers", "numpy", "plotly", "anywidget", "ipywidgets")
 # Figures as data rather than as a page of script; no progress bars left in the pages; weights from the installed
 # package rather than from whatever the hub serves today.
-KERNEL_ENVIRONMENT = {"PLOTLY_RENDERER": "plotly_mimetype", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
+KERNEL_ENVIRONMENT = {
+    "PLOTLY_RENDERER": "plotly_mimetype",
+    "TQDM_DISABLE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
 
 
 def digest_of(paths: list[Path], base: Path) -> str:
@@ -52,7 +57,8 @@ def versions() -> dict[str, str]:
 def key_of(chapter: Path, parameters: dict) -> str:
     """The hash of all that a chapter's outputs depend on."""
     source = nbformat.writes(cells.stripped(cells.read(chapter)))
-    parts = [source, library_digest(), json.dumps(parameters, sort_keys=True), json.dumps(versions())]
+    settings = json.dumps([parameters, versions(), KERNEL_ENVIRONMENT], sort_keys=True)
+    parts = [source, library_digest(), settings]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

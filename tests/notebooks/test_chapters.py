@@ -62,6 +62,16 @@ def test_every_figure_has_words(chapter, executed):
         assert meta.get("alt") and meta.get("caption"), f"{chapter.stem}: figure {number} has no alt text or no caption"
 
 
+def test_every_widget_works_without_a_kernel(chapter, executed):
+    """Only an anywidget brings its own script; a slider of ipywidgets or a progress bar is dead on the page."""
+    states = executed.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
+    outputs = [output for cell in cells.code(executed) for output in cell.outputs]
+    views = [output.data[mime] for output in outputs for mime in output.get("data", {}) if "widget-view" in mime]
+    names = [states[view["model_id"]]["model_name"] for view in views]
+    dead = [name for name in names if name != "AnyModel"]
+    assert not dead, f"{chapter.stem} shows {dead}, which need a kernel"
+
+
 def test_a_change_of_source_or_parameters_changes_the_key_and_a_touch_does_not(chapter, tmp_path):
     copy = tmp_path / chapter.name
     notebook = cells.read(chapter)
