@@ -102,6 +102,17 @@ def test_the_loss_is_that_of_the_settings():
     )
 
 
+def test_the_entropy_bonus_lowers_the_loss():
+    ppo = trainer(entropy_coef=0.0)
+    rollout = estimated(ppo)
+    without, metrics = ppo.loss(rollout)
+    ppo.config.entropy_coef = 0.5
+    bonus, _ = ppo.loss(rollout)
+    assert (without - bonus).item() == pytest.approx(0.5 * metrics["policy/entropy_avg"].item(), abs=1e-5), (
+        "the entropy bonus has the wrong sign: subtract it from the loss"
+    )
+
+
 def passes_over(num_ppo_epochs):
     """Rows of each minibatch that `update` passes to `step`, in order: 8 rows in minibatches of 3."""
     ppo = trainer(minibatch_size=3, num_ppo_epochs=num_ppo_epochs)
@@ -153,3 +164,8 @@ def test_policy_and_critic_both_learn():
     still = [name for name, p in ppo.policy.named_parameters() if torch.equal(before[name], p)]
     assert not still, f"the policy never learns: {still} did not move"
     assert [group["lr"] for group in ppo.optimizer.param_groups] == [3e-3], "`learning_rate` is ignored"
+
+
+def test_group_size_repeats_each_prompt():
+    ppo = trainer(batch_size=2, group_size=3, minibatch_size=6, total_episodes=6)
+    assert ppo.collect(["a", "b"]).prompts == ["a", "a", "a", "b", "b", "b"], "a prompt must come group_size times"

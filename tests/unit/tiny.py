@@ -26,10 +26,11 @@ def byte_tokenizer(pad_is_eos: bool = False) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token=pad)
 
 
-def tiny_policy(family: str = "llama", seed: int = 0, vocab_size: int = 258, sharpness: float = 4.0):
+def tiny_policy(family: str = "llama", seed: int = 0, vocab_size: int = 258, sharpness: float = 4.0, **settings):
     """A random policy whose distributions are far from uniform, so that mistakes show."""
     torch.manual_seed(seed)
-    config = FAMILIES[family](vocab_size=vocab_size, eos_token_id=256, bos_token_id=None, pad_token_id=None)
+    ids = {"eos_token_id": 256, "bos_token_id": None, "pad_token_id": None}
+    config = FAMILIES[family](vocab_size=vocab_size, **ids, **settings)
     policy = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in policy.parameters():
