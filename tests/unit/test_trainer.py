@@ -117,9 +117,10 @@ def test_metrics_ignore_padding():
     rollout = estimated(ppo)
     assert not rollout.mask.all(), "the test needs padding"
     spoiled = rollout.select(torch.arange(len(rollout)))
-    for name in ("logprobs", "ref_logprobs", "rewards", "advantages", "returns"):
-        getattr(spoiled, name)[~rollout.mask] = 1e3
-    spoiled.values[:, :-1][~rollout.mask] = 1e3
+    # a different number in each, or differences of two of them would stay 0
+    for number, name in enumerate(("logprobs", "ref_logprobs", "rewards", "advantages", "returns")):
+        getattr(spoiled, name)[~rollout.mask] = 1e3 + 100 * number
+    spoiled.values[:, :-1][~rollout.mask] = -1e3
     spoiled.response_ids[~rollout.mask] = 65
 
     def measured(rows):
