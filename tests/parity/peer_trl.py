@@ -1,5 +1,7 @@
 """TRL 1.12.0, the last release with a PPO trainer."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from cases import SEEDS, case, same
@@ -8,7 +10,8 @@ from trl.trainer.utils import selective_log_softmax
 
 from ppo_lib.estimators import gae, masked_mean, masked_var, token_rewards, whiten
 from ppo_lib.losses import policy_loss, value_loss
-from ppo_lib.rollout import logprobs_of
+from ppo_lib.rollout import logprobs_of, sample
+from tests.unit.tiny import byte_tokenizer
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -29,15 +32,35 @@ def test_log_probabilities(seed):
     same(logprobs_of(logits, actions), selective_log_softmax(logits, actions), "log-probability")
 
 
+class Script:
+    """A policy that says `ids` [B, T], one column a step, whatever it reads."""
+
+    device, generation_config = torch.device("cpu"), None
+
+    def __init__(self, ids):
+        self.ids = ids
+
+    def forward(self, input_ids, attention_mask, past_key_values, use_cache):
+        step = past_key_values or 0
+        logits = 1e4 * torch.nn.functional.one_hot(self.ids[:, step], 258).float()
+        return SimpleNamespace(logits=logits[:, None], past_key_values=step + 1)
+
+    __call__ = forward
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_mask_ends_where_trl_truncates(seed):
-    """What our mask keeps of a response is what `truncate_response` keeps of it."""
+    """The mask of a sampled rollout keeps what `truncate_response` keeps of the same tokens; some rows have no EOS."""
     c = case(seed)
-    ids = torch.where(c.mask, 5, 9)
-    last = c.mask.sum(1) - 1
-    ids[torch.arange(len(ids)), last] = 2  # the stop token ends each response
-    truncated = trl.truncate_response(2, 0, ids)
-    assert torch.equal(truncated != 0, c.mask)
+    tokenizer = byte_tokenizer()
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    ids = torch.randint(eos, c.mask.shape, generator=torch.Generator().manual_seed(seed))
+    ids[torch.arange(len(ids)), c.mask.sum(1) - 1] = eos
+    ids[0] = ids[0].clamp(max=eos - 1)
+    rollout = sample(Script(ids), tokenizer, ["prompt"] * len(ids), ids.shape[1])
+    kept = trl.truncate_response(eos, pad, ids) != pad
+    assert torch.equal(rollout.mask, kept[:, : rollout.mask.shape[1]]), "the mask keeps other tokens than TRL does"
+    assert torch.equal(rollout.response_ids[rollout.mask], ids[kept]), "the tokens kept are not those the policy said"
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -60,8 +83,8 @@ def test_losses_and_gradients(seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_advantages(seed):
-    """TRL's recursion, run on values that are zero from the end of each response on."""
+def test_advantages_against_trls_recursion_retyped(seed):
+    """A copy of the recursion inside TRL's `train`, run on values that are zero from the end of each response on."""
     c = case(seed)
     rewards = token_rewards(c.scores, c.logprobs, c.ref_logprobs, c.mask, 0.1)
     values, last, reversed_advantages = c.values[:, :-1], 0, []

@@ -11,12 +11,12 @@ from ppo_lib.data import PPODataset, as_dataset, prompt_batches
 def test_yaml_round_trip(tmp_path):
     config = PPOConfig(learning_rate=3e-4, batch_size=8, minibatch_size=4, whiten_advantages=False)
     config.to_yaml(tmp_path / "run.yaml")
-    assert PPOConfig.from_yaml(tmp_path / "run.yaml") == config
+    assert PPOConfig.from_yaml(tmp_path / "run.yaml") == config, "a setting is lost on the way through YAML"
 
 
 def test_yaml_reads_exponents_without_a_dot(tmp_path):
     (tmp_path / "run.yaml").write_text("learning_rate: 3e-4\n")
-    assert PPOConfig.from_yaml(tmp_path / "run.yaml").learning_rate == 3e-4
+    assert PPOConfig.from_yaml(tmp_path / "run.yaml").learning_rate == 3e-4, "YAML reads 3e-4 as text: make it a float"
 
 
 @pytest.mark.parametrize(
@@ -63,12 +63,14 @@ def test_bad_prompts_are_named(prompts, error, message):
 
 def test_hugging_face_dataset_and_list_are_accepted():
     table = Dataset.from_dict({"prompt": ["a", "b"], "text": ["c", "d"]})
-    assert as_dataset(table).prompts == as_dataset(["a", "b"]).prompts == ["a", "b"]
-    assert PPODataset(table, column="text").prompts == ["c", "d"]
+    assert as_dataset(table).prompts == ["a", "b"], "the column `prompt` of a datasets.Dataset is not taken"
+    assert as_dataset(["a", "b"]).prompts == ["a", "b"], "a list of prompts is changed"
+    assert PPODataset(table, column="text").prompts == ["c", "d"], "`column` is ignored"
 
 
 def test_a_dataset_smaller_than_a_batch_is_cycled_evenly():
     batches = prompt_batches(PPODataset(["a", "b", "c"]), 7, Generator().manual_seed(0))
     drawn = [prompt for _ in range(3) for prompt in next(batches)]
-    assert len(drawn) == 21 and all(drawn.count(prompt) == 7 for prompt in "abc")
+    assert len(drawn) == 21, "a batch is smaller than batch_size"
+    assert all(drawn.count(prompt) == 7 for prompt in "abc"), "some prompts are drawn more often than others"
     assert all(sorted(drawn[i : i + 3]) == ["a", "b", "c"] for i in range(0, 21, 3)), "a pass repeats a prompt"

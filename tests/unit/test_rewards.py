@@ -27,7 +27,8 @@ def test_bradley_terry_by_hand():
 
 def test_scores_come_back_in_order_as_floats():
     scores = score_responses(lambda prompts, responses: [len(r) for r in responses], ["p", "p"], ["ab", "abcd"])
-    assert scores.tolist() == [2.0, 4.0] and scores.dtype == torch.float32
+    assert scores.tolist() == [2.0, 4.0], "scores are not those of the responses, in order"
+    assert scores.dtype == torch.float32, "scores are not 32-bit floats"
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_reward_model_ignores_the_padding_of_its_neighbours():
     reward.bind(tiny_policy(), byte_tokenizer())
     together = reward(["a", "a much longer prompt"], ["b", " and its response"])
     alone = reward(["a"], ["b"])
-    assert together[0].item() == pytest.approx(alone[0].item(), abs=1e-5)
+    assert together[0].item() == pytest.approx(alone[0].item(), abs=1e-5), "the score depends on the neighbours"
 
 
 def test_reward_model_needs_one_output():
