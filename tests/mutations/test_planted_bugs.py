@@ -8,10 +8,18 @@ from typing import NamedTuple
 
 import pytest
 
-from ppo_lib import estimators, losses, models, rewards, rollout
+from ppo_lib import data, estimators, losses, models, rewards, rollout
 from ppo_lib.ppo import PPOTrainer
 from tests.mutations.planting import planted
-from tests.unit import test_estimators, test_losses, test_rewards, test_rollout, test_trainer, test_wiring
+from tests.unit import (
+    test_config_data,
+    test_estimators,
+    test_losses,
+    test_rewards,
+    test_rollout,
+    test_trainer,
+    test_wiring,
+)
 
 
 class Bug(NamedTuple):
@@ -70,6 +78,12 @@ BUGS = [
         test_losses.test_clipped_surrogate_by_hand, "policy's clip is lost"),
     Bug("ratio upside down", losses.policy_loss, "logprobs - old_logprobs", "old_logprobs - logprobs",
         test_losses.test_clipped_surrogate_by_hand, "ratio is upside down"),
+    Bug("clipped surrogate without the minimum", losses.policy_loss,
+        "torch.minimum(ratio * advantages, clipped * advantages)", "clipped * advantages",
+        test_losses.test_gradient_dies_exactly_where_the_clip_bites, "removes the gradient on the wrong side"),
+    Bug("clip fraction on the wrong side", losses.clip_fraction, "(advantages > 0) & (ratio > 1 + cliprange)",
+        "(advantages < 0) & (ratio > 1 + cliprange)",
+        test_losses.test_gradient_dies_exactly_where_the_clip_bites, "clip fraction does not count"),
     Bug("value clip takes the smaller error", losses.value_loss, "torch.maximum", "torch.minimum",
         test_losses.test_value_clip_is_pessimistic, "value clip takes the smaller error"),
     Bug("value clip lost", losses.value_loss, ".clamp(-cliprange_value, cliprange_value)", "",
@@ -98,6 +112,17 @@ BUGS = [
     Bug("value after the token", rollout.response_values, "prompt_ids.shape[1] - 1 :",
         "prompt_ids.shape[1] :",
         test_rollout.test_values_belong_to_the_state_before_each_token, "values do not start before token 0"),
+    Bug("draws from the wrong uniform number", rollout.draw, "uniform * cumulative[:, -1:]",
+        "uniform**2 * cumulative[:, -1:]",
+        test_rollout.test_sampled_frequencies_follow_the_distribution, "do not follow the distribution"),
+    Bug("draws with the global generator", rollout.draw, "generator=generator", "generator=None",
+        test_trainer.test_same_seed_same_run_bit_for_bit, "same seed gave other metrics"),
+    Bug("critic shares the policy's trunk", models.Critic.from_policy.__func__, "copy.deepcopy(policy.base_model)",
+        "policy.base_model",
+        test_rollout.test_a_new_critic_says_zero_and_shares_no_weights, "critic trains the policy's own weights"),
+    Bug("rest of a pass dropped", data.prompt_batches, "waiting[:batch_size], waiting[batch_size:]",
+        "waiting[:batch_size], []",
+        test_config_data.test_a_dataset_smaller_than_a_batch_is_cycled_evenly, "a pass drops some prompts and repeats others"),
     Bug("BOS twice", rollout.encode_prompts, "not (bos and p.startswith(bos))", "True",
         test_rollout.test_bos_is_not_doubled_on_a_rendered_chat, "rendered chat gets a second BOS"),
     Bug("BOS never", rollout.encode_prompts, "not (bos and p.startswith(bos))", "False",

@@ -73,4 +73,6 @@ def test_a_dataset_smaller_than_a_batch_is_cycled_evenly():
     drawn = [prompt for _ in range(3) for prompt in next(batches)]
     assert len(drawn) == 21, "a batch is smaller than batch_size"
     assert all(drawn.count(prompt) == 7 for prompt in "abc"), "some prompts are drawn more often than others"
-    assert all(sorted(drawn[i : i + 3]) == ["a", "b", "c"] for i in range(0, 21, 3)), "a pass repeats a prompt"
+    assert all(sorted(drawn[i : i + 3]) == ["a", "b", "c"] for i in range(0, 21, 3)), (
+        "a pass drops some prompts and repeats others"
+    )

@@ -140,8 +140,9 @@ def test_metrics_ignore_padding():
 
 def test_same_seed_same_run_bit_for_bit():
     runs = []
-    for seed in (1, 1, 2):
+    for number, seed in enumerate((1, 1, 2)):
         ppo = trainer(seed=seed)
+        torch.manual_seed(number)  # the global generator must not matter
         history = [{k: v for k, v in m.items() if k != "eps"} for m in ppo.train(PPODataset(PROMPTS))]
         runs.append((history, torch.cat([p.flatten() for p in ppo.policy.parameters()])))
     assert runs[0][0] == runs[1][0], "the same seed gave other metrics"
