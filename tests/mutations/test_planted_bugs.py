@@ -122,7 +122,7 @@ BUGS = [
         test_rollout.test_a_new_critic_says_zero_and_shares_no_weights, "critic trains the policy's own weights"),
     Bug("rest of a pass dropped", data.prompt_batches, "waiting[:batch_size], waiting[batch_size:]",
         "waiting[:batch_size], []",
-        test_config_data.test_a_dataset_smaller_than_a_batch_is_cycled_evenly, "a pass drops some prompts and repeats others"),
+        test_config_data.test_a_dataset_smaller_than_a_batch_is_cycled_evenly, "a pass drops some prompts"),
     Bug("BOS twice", rollout.encode_prompts, "not (bos and p.startswith(bos))", "True",
         test_rollout.test_bos_is_not_doubled_on_a_rendered_chat, "rendered chat gets a second BOS"),
     Bug("BOS never", rollout.encode_prompts, "not (bos and p.startswith(bos))", "False",
