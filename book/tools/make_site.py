@@ -93,7 +93,9 @@ def render(build: Path, source: Path, strict: bool = True) -> None:
     command = [Path(sys.executable).with_name("jupyter-book"), "build", source, "--path-output", build]
     options = [*(["-W", "--keep-going"] if strict else []), "-n", "--all", "-q"]
     environment = {**os.environ, "PPO_BOOK_ROOT": str(toc.ROOT)}
-    if subprocess.run([*command, *options], env=environment).returncode:
+    # Its standard output ends with the address of a folder that is about to move; warnings come by standard error.
+    print("building the site ...", flush=True)
+    if subprocess.run([*command, *options], env=environment, stdout=subprocess.DEVNULL).returncode:
         sys.exit("the site was not built: see the warnings above")
     shutil.rmtree(build / "html", ignore_errors=True)
     (fresh / "html").rename(build / "html")
