@@ -276,7 +276,10 @@ def test_a_failing_reward_keeps_what_was_learned(failure, message, tmp_path):
     assert all(map(torch.equal, saved, ppo.policy.parameters())), "the saved policy is not the one that was trained"
 
 
+# A shell starts a background job with Ctrl-C ignored, and its children inherit that; this one must hear it.
 INTERRUPTED = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from tests.unit.test_trainer import *
 ppo = trainer(output_dir={folder!r}, total_episodes=80_000)
 ppo.train(PPODataset(PROMPTS))
