@@ -34,6 +34,6 @@ def case(seed: int) -> SimpleNamespace:
     )
 
 
-def same(mine, theirs, what: str) -> None:
+def assert_same(mine, theirs, what: str) -> None:
     """Fail unless the two agree to 1e-5."""
     torch.testing.assert_close(mine, theirs, **TOLERANCE, msg=lambda text: f"{what} differs from the peer's\n{text}")

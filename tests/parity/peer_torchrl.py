@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import SEEDS, case, same
+from cases import SEEDS, assert_same, case
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 from ppo_lib.estimators import gae
@@ -23,4 +23,4 @@ def test_advantages(seed, bootstrap_cut):
         terminated[..., None],
     )
     advantages, _ = gae(c.rewards, values, c.mask, ended, c.gamma, c.lam, bootstrap_cut)
-    same(advantages, peer.squeeze(-1).masked_fill(~c.mask, 0.0), "advantage")
+    assert_same(advantages, peer.squeeze(-1).masked_fill(~c.mask, 0.0), "advantage")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import SEEDS, case, same
+from cases import SEEDS, assert_same, case
 from torchtune.rlhf import estimate_advantages, get_rewards_ppo
 from torchtune.rlhf.loss import PPOLoss
 
@@ -15,7 +15,7 @@ def test_returns(seed):
     c = case(seed)
     _, peer = estimate_advantages(c.values[:, :-1], c.rewards, c.gamma, c.lam, masks=c.mask)
     _, returns = gae(c.rewards, c.values, c.mask, c.ended, c.gamma, c.lam)
-    same(returns, peer.masked_fill(~c.mask, 0.0), "return")
+    assert_same(returns, peer.masked_fill(~c.mask, 0.0), "return")
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -24,7 +24,7 @@ def test_token_rewards(seed):
     last = c.mask.sum(1) - 1
     logprobs, ref = (x.masked_fill(~c.mask, 0.0) for x in (c.logprobs, c.ref_logprobs))
     peer, _, _ = get_rewards_ppo(c.scores, logprobs, ref, 0.1, last)
-    same(token_rewards(c.scores, c.logprobs, c.ref_logprobs, c.mask, 0.1), peer, "token reward")
+    assert_same(token_rewards(c.scores, c.logprobs, c.ref_logprobs, c.mask, 0.1), peer, "token reward")
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -36,5 +36,5 @@ def test_losses(seed):
         c.logprobs, c.new_logprobs, c.rewards, old, c.new_values, returns,
         padding_masks=c.mask, value_padding_masks=c.mask,
     )
-    same(policy_loss(c.new_logprobs, c.logprobs, c.rewards, c.mask, 0.2), torch.as_tensor(policy), "policy loss")
-    same(value_loss(c.new_values, old, returns, c.mask, 0.2), torch.as_tensor(value), "value loss")
+    assert_same(policy_loss(c.new_logprobs, c.logprobs, c.rewards, c.mask, 0.2), torch.as_tensor(policy), "policy loss")
+    assert_same(value_loss(c.new_values, old, returns, c.mask, 0.2), torch.as_tensor(value), "value loss")

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cases import SEEDS, case, same
+from cases import SEEDS, assert_same, case
 from trl.experimental.ppo import ppo_trainer as trl
 from trl.trainer.utils import selective_log_softmax
 
@@ -17,19 +17,19 @@ from tests.unit.tiny import byte_tokenizer
 @pytest.mark.parametrize("seed", SEEDS)
 def test_masked_statistics(seed):
     c = case(seed)
-    same(masked_mean(c.rewards, c.mask), trl.masked_mean(c.rewards, c.mask), "masked mean")
+    assert_same(masked_mean(c.rewards, c.mask), trl.masked_mean(c.rewards, c.mask), "masked mean")
     if c.mask.sum() > 1:
-        same(masked_var(c.rewards, c.mask), trl.masked_var(c.rewards, c.mask), "masked variance")
+        assert_same(masked_var(c.rewards, c.mask), trl.masked_var(c.rewards, c.mask), "masked variance")
         for shift in (True, False):
             theirs = trl.masked_whiten(c.rewards, c.mask, shift_mean=shift).masked_fill(~c.mask, 0.0)
-            same(whiten(c.rewards, c.mask, shift), theirs, f"whitening with shift_mean={shift}")
+            assert_same(whiten(c.rewards, c.mask, shift), theirs, f"whitening with shift_mean={shift}")
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_log_probabilities(seed):
     generator = torch.Generator().manual_seed(seed)
     logits, actions = torch.randn(3, 5, 11, generator=generator), torch.randint(11, (3, 5), generator=generator)
-    same(logprobs_of(logits, actions), selective_log_softmax(logits, actions), "log-probability")
+    assert_same(logprobs_of(logits, actions), selective_log_softmax(logits, actions), "log-probability")
 
 
 class Script:
@@ -72,14 +72,15 @@ def test_losses_and_gradients(seed):
     ours = policy_loss(mine, c.logprobs, c.rewards, c.mask, 0.2)
     ratio = torch.exp(theirs - c.logprobs)
     peer = trl.masked_mean(torch.max(-c.rewards * ratio, -c.rewards * ratio.clamp(0.8, 1.2)), c.mask)
-    same(ours, peer, "policy loss")
+    assert_same(ours, peer, "policy loss")
     ours.backward()
     peer.backward()
-    same(mine.grad, theirs.grad, "gradient of the policy loss")
+    assert_same(mine.grad, theirs.grad, "gradient of the policy loss")
     returns, old = c.rewards + c.values[:, :-1], c.values[:, :-1]
     clipped = torch.clamp(c.new_values, old - 0.2, old + 0.2)
     squares = torch.max((c.new_values - returns) ** 2, (clipped - returns) ** 2)
-    same(value_loss(c.new_values, old, returns, c.mask, 0.2), 0.5 * trl.masked_mean(squares, c.mask), "value loss")
+    peer = 0.5 * trl.masked_mean(squares, c.mask)
+    assert_same(value_loss(c.new_values, old, returns, c.mask, 0.2), peer, "value loss")
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -94,5 +95,5 @@ def test_advantages_against_trls_recursion_retyped(seed):
         reversed_advantages.append(last)
     peer = torch.stack(reversed_advantages[::-1], dim=1).masked_fill(~c.mask, 0.0)
     advantages, returns = gae(rewards, c.values, c.mask, c.ended, c.gamma, c.lam)
-    same(advantages, peer, "advantage")
-    same(returns, (peer + values).masked_fill(~c.mask, 0.0), "return")
+    assert_same(advantages, peer, "advantage")
+    assert_same(returns, (peer + values).masked_fill(~c.mask, 0.0), "return")
