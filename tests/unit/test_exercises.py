@@ -9,11 +9,13 @@ from ppo_lib.exercises.check import STUB_MESSAGE, difference, show
 EXERCISES = find_exercises()
 
 
-@pytest.fixture(params=EXERCISES or [None], ids=lambda name: name or "none-yet")
+@pytest.fixture(params=EXERCISES)
 def exercise(request):
-    if request.param is None:
-        pytest.skip("no chapter has an exercise yet")
     return EXERCISES[request.param]
+
+
+def test_the_exercises_are_found():
+    assert EXERCISES, "no exercise is found, so the tests below check nothing"
 
 
 def test_solution_passes(exercise, capsys):
