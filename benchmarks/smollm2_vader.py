@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from record import RESULTS, ROOT, provenance, write_csv, write_json
 
-from ppo_lib.data import PPODataset, prompt_batches
+from ppo_lib.data import PPODataset, PromptBatches
 from ppo_lib.models import Critic
 from ppo_lib.ppo import PPOTrainer
 from ppo_lib.rollout import Rollout, logprobs_of, response_logits
@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
         total_episodes=arguments.updates * arguments.batch_size,
         **settings,
     )
-    batches = prompt_batches(
+    batches = PromptBatches(
         PPODataset(world.prompts), trainer.config.batch_size, torch.Generator().manual_seed(arguments.seed)
     )
     start = time.perf_counter()

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_valida
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
+PRESETS = Path(__file__).parent / "presets"
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -71,23 +72,32 @@ class PPOConfig:
 
     @model_validator(mode="after")
     def _check_sizes(self):
-        responses = self.batch_size * self.group_size
-        if self.minibatch_size > responses:
+        if self.minibatch_size > self.batch_size * self.group_size:
             raise ValueError(
                 f"`minibatch_size`={self.minibatch_size} is larger than the rollout of batch_size * group_size = "
-                f"{responses} responses: lower `minibatch_size` or raise `batch_size`"
+                f"{self.batch_size * self.group_size} responses: lower `minibatch_size` or raise `batch_size`"
             )
-        if self.total_episodes < responses:
+        if self.total_episodes < self.rollout_size:
             raise ValueError(
-                f"`total_episodes`={self.total_episodes} is less than one rollout of {responses} responses: "
+                f"`total_episodes`={self.total_episodes} is less than one rollout of {self.rollout_size} responses: "
                 f"raise `total_episodes` or lower `batch_size`"
             )
         return self
 
     @property
+    def rollout_size(self) -> int:
+        """Responses in a rollout."""
+        return self.batch_size * self.group_size
+
+    @property
+    def step_size(self) -> int:
+        """Responses in an optimiser step."""
+        return self.minibatch_size
+
+    @property
     def num_updates(self) -> int:
         """Rollouts in the run: `total_episodes` in whole rollouts, rounded down."""
-        return self.total_episodes // (self.batch_size * self.group_size)
+        return self.total_episodes // self.rollout_size
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "PPOConfig":
@@ -109,3 +119,87 @@ class PPOConfig:
     def to_yaml(self, path: str | Path) -> None:
         """Write every setting, defaults included. Models, rewards and prompts passed as objects are no settings."""
         Path(path).write_text(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False), encoding="utf-8")
+
+
+@dataclass(config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+class PPOConfigV1(PPOConfig):
+    """Settings of `ppo_lib.ppo_v1.PPOTrainer`. With the defaults, v1 does what v0 does, bit for bit.
+
+    An *update* spans `gradient_accumulation_steps` times the responses it has in v0, and so does each optimiser
+    step; only `minibatch_size` of them are in memory at a time.
+
+    Raises:
+        ValueError: as `PPOConfig`.
+    """
+
+    # data, for the command line; None takes the world's own
+    train_prompts: str | None = None  # a text file with one prompt a line, or JSON lines with a field "prompt"
+    eval_prompts: str | None = None
+    reward_model: str | None = None  # a sequence classifier with one output: a folder or a Hugging Face id
+
+    # the learning rate, one step of its schedule an update
+    lr_scheduler: str = "constant"  # a name of transformers' get_scheduler, "plateau", or a class of torch's
+    lr_scheduler_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    warmup_updates: Annotated[int, Field(ge=0)] = 0
+
+    # the update
+    gradient_accumulation_steps: PositiveInt = 1  # minibatches per optimiser step
+    kl_stop: PositiveFloat | None = None  # end an update whose approximate KL to π_old passes this
+    max_skipped_steps: PositiveInt = 5  # steps in a row with a NaN or infinite gradient before the run stops
+
+    # the price of KL
+    kl_target: PositiveFloat | None = None  # nats per response that β is steered towards; None keeps β
+    kl_horizon: PositiveInt = 10_000  # responses over which β adapts
+
+    # memory
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"  # of the forward passes; weights stay as they are
+    activation_checkpointing: bool = False  # recompute activations in the backward pass
+    response_logits_only: bool = False  # no logits for prompt tokens
+    lora_rank: PositiveInt | None = None  # train adapters of this rank instead of all weights
+    lora_alpha: PositiveFloat = 32.0  # adapters are scaled by lora_alpha / lora_rank
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights that adapters leave frozen
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"  # adamw_8bit needs a GPU and the extra `eight-bit`
+
+    # evaluation, where `train` is given held-out prompts
+    eval_every: PositiveInt = 5  # updates
+    eval_samples: Annotated[int, Field(ge=0)] = 4  # prompts whose responses are kept as text
+    early_stopping_patience: PositiveInt | None = None  # evaluations without a new best before the run ends
+    early_stopping_min_delta: NonNegative = 0.0  # what counts as better
+
+    # checkpoints, in output_dir/checkpoints
+    save_every: PositiveInt = 10  # updates
+    keep_last: PositiveInt = 2  # checkpoints kept, the best one excepted
+
+    # logs; metrics.jsonl is always written to output_dir
+    report_to: list[Literal["console", "tensorboard", "wandb"]] = dataclasses.field(default_factory=list)
+    project: str = "ppo"  # of Weights & Biases
+    wandb_mode: Literal["offline", "online"] = "offline"  # offline needs no account; `wandb sync` uploads later
+
+    @model_validator(mode="after")
+    def _check_combinations(self):
+        if self.frozen_dtype != "float32" and not self.lora_rank:
+            raise ValueError(f"`frozen_dtype`={self.frozen_dtype!r} needs frozen weights: set `lora_rank`, 16 say")
+        for name in ("tensorboard", "wandb"):
+            if name in self.report_to and not self.output_dir:
+                raise ValueError(f"`report_to` names {name}, which writes to `output_dir`: set it")
+        return self
+
+    @property
+    def rollout_size(self) -> int:
+        return self.batch_size * self.group_size * self.gradient_accumulation_steps
+
+    @property
+    def step_size(self) -> int:
+        return self.minibatch_size * self.gradient_accumulation_steps
+
+    @classmethod
+    def preset(cls, name: str, **settings) -> "PPOConfigV1":
+        """The settings for a GPU of some size, "8gb", "16gb" or "32gb", with `settings` over them.
+
+        Raises:
+            ValueError: there is no such preset, or a setting is wrong.
+        """
+        known = sorted((path.stem for path in PRESETS.glob("*.yaml")), key=lambda name: int(name.removesuffix("gb")))
+        if name not in known:
+            raise ValueError(f"there is no preset {name!r}: the presets are {', '.join(known)}")
+        return dataclasses.replace(cls.from_yaml(PRESETS / f"{name}.yaml"), **settings)

@@ -48,14 +48,18 @@ def as_dataset(data) -> PPODataset:
     return data if isinstance(data, PPODataset) else PPODataset(data)
 
 
-def prompt_batches(dataset: PPODataset, batch_size: int, generator: torch.Generator) -> Iterator[list[str]]:
-    """Yield batches of `batch_size` prompts without end, reshuffled at each pass over the data.
+class PromptBatches(Iterator[list[str]]):
+    """Batches of `batch_size` prompts without end, reshuffled at each pass over the data.
 
     A batch may span two passes, so a dataset smaller than a batch works and no prompt is ever dropped.
     """
-    waiting: list[int] = []
-    while True:
-        while len(waiting) < batch_size:
-            waiting += torch.randperm(len(dataset), generator=generator).tolist()
-        batch, waiting = waiting[:batch_size], waiting[batch_size:]
-        yield [dataset[index] for index in batch]
+
+    def __init__(self, dataset: PPODataset, batch_size: int, generator: torch.Generator):
+        self.dataset, self.batch_size, self.generator = dataset, batch_size, generator
+        self.waiting: list[int] = []  # prompts of this pass that are still to come
+
+    def __next__(self) -> list[str]:
+        while len(self.waiting) < self.batch_size:
+            self.waiting += torch.randperm(len(self.dataset), generator=self.generator).tolist()
+        batch, self.waiting = self.waiting[: self.batch_size], self.waiting[self.batch_size :]
+        return [self.dataset[index] for index in batch]

@@ -46,7 +46,7 @@ class Critic(nn.Module):
     def forward(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         """`tokens` [B, L] → values [B, L]; the value at i is that of the text up to and including token i."""
         hidden = self.trunk(**model_inputs(self.trunk, tokens, attention_mask), use_cache=False).last_hidden_state
-        return self.value_head(hidden).squeeze(-1).float()
+        return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the trunk as `transformers` does, and the head beside it."""

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppo_lib import worlds
 from ppo_lib.config import PPOConfig
-from ppo_lib.data import PPODataset, as_dataset, prompt_batches
+from ppo_lib.data import PPODataset, PromptBatches, as_dataset
 from ppo_lib.estimators import gae, kl_k1, masked_mean, masked_var, token_rewards, whiten
 from ppo_lib.losses import clip_fraction, entropy_of, policy_loss, value_clip_fraction, value_loss
 from ppo_lib.models import (
@@ -88,16 +88,15 @@ class PPOTrainer:
         prepare_tokenizer(self.tokenizer, self.policy)
         if reference is self.policy:
             raise ValueError("`reference` is the policy itself and would move with it: pass another model, or none")
-        self.reference = reference or frozen_copy(self.policy)
+        self.reference = self.make_reference(reference)
         check_same_vocabulary(self.policy, self.reference, "reference")
         check_same_vocabulary(self.policy, self.critic.trunk, "critic")
         for network in (self.policy, self.critic, self.reference):
             network.to(self.device).eval()  # dropout stays off: old and new log-probabilities must compare
         if isinstance(self.reward, RewardModel):
             self.reward.bind(self.policy, self.tokenizer)
-        self.optimizer = torch.optim.AdamW(
-            [*self.policy.parameters(), *self.critic.parameters()], lr=self.config.learning_rate, weight_decay=0.0
-        )
+        self.optimizer = self.make_optimizer()
+        self.kl_coef = self.config.kl_coef
         self.generator = torch.Generator().manual_seed(self.config.seed)
         self.history: list[Metrics] = []
 
@@ -115,10 +114,19 @@ class PPOTrainer:
         self.policy, self.tokenizer, self.reward = policy, tokenizer, as_reward(reward)
         self.critic = critic or Critic.from_policy(policy)
 
+    def make_reference(self, reference: PreTrainedModel | None) -> PreTrainedModel:
+        """The frozen π_ref: the model that was given, or a copy of the policy as it is now."""
+        return reference or frozen_copy(self.policy)
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """One AdamW over policy and critic."""
+        parameters = [*self.policy.parameters(), *self.critic.parameters()]
+        return torch.optim.AdamW(parameters, lr=self.config.learning_rate, weight_decay=0.0)
+
     def train(
         self,
         dataset: PPODataset,
-        callback: Callable[["PPOTrainer", Rollout, Metrics], None] | None = None,
+        callback: Callable[["PPOTrainer", Rollout, Metrics], bool | None] | None = None,
     ) -> list[Metrics]:
         """Run `config.num_updates` updates and return the metrics of each; `history` keeps those of earlier calls too.
 
@@ -126,26 +134,24 @@ class PPOTrainer:
 
         Args:
             dataset: a `PPODataset`, a `datasets.Dataset` with a column `prompt`, or a list of strings.
-            callback: called as `callback(trainer, rollout, metrics)` after each update.
+            callback: called as `callback(trainer, rollout, metrics)` after each update; the run ends where it
+                returns True.
 
         Raises:
             ValueError: a prompt leaves no room for a response, or `output_dir` holds an earlier run.
             RewardError: the reward failed; the message names the prompt.
             FloatingPointError: the loss is NaN or infinite; the step is not taken.
         """
-        dataset = as_dataset(dataset)
-        self.check_room(dataset)
-        if self.config.output_dir:
-            self.open_output_dir()
-        batches, earlier = prompt_batches(dataset, self.config.batch_size, self.generator), len(self.history)
+        self.prepare(as_dataset(dataset))
+        earlier = len(self.history)
         hidden = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")  # tqdm's notebook bar does not heed it
         try:
-            for _ in (progress := tqdm(range(self.config.num_updates), desc="PPO", unit="update", disable=hidden)):
-                metrics, rollout = self.train_step(next(batches))
+            for _ in (progress := tqdm(range(self.updates_left), desc="PPO", unit="update", disable=hidden)):
+                metrics, rollout = self.train_step(next(self.batches))
                 self.log(metrics)
                 progress.set_postfix_str(f"score {metrics['objective/scores']:.3f}, KL {metrics['objective/kl']:.2f}")
-                if callback:
-                    callback(self, rollout, metrics)
+                if callback and callback(self, rollout, metrics) is True:
+                    break
         except BaseException as error:
             if self.config.output_dir:
                 self._save_after(error)
@@ -153,6 +159,18 @@ class PPOTrainer:
         if self.config.output_dir:
             self.save(self.model_dir)
         return self.history[earlier:]
+
+    @property
+    def updates_left(self) -> int:
+        """Updates that `train` will do."""
+        return self.config.num_updates
+
+    def prepare(self, dataset: PPODataset) -> None:
+        """Check the prompts, open `output_dir`, and start the stream of prompt batches."""
+        self.check_room(dataset)
+        if self.config.output_dir:
+            self.open_output_dir()
+        self.batches = PromptBatches(dataset, self.config.rollout_size // self.config.group_size, self.generator)
 
     def _save_after(self, error: BaseException) -> None:
         """Save what was learned before `error`, and say so on it; a save that fails must not hide it."""
@@ -175,13 +193,13 @@ class PPOTrainer:
     def collect(self, prompts: list[str], generator: torch.Generator | None = None) -> Rollout:
         """Sample `group_size` responses to each prompt from the policy."""
         repeated = [prompt for prompt in prompts for _ in range(self.config.group_size)]
+        return self.respond(repeated, generator or self.generator)
+
+    def respond(self, prompts: list[str], generator: torch.Generator, greedy: bool = False) -> Rollout:
+        """One response of the policy to each prompt."""
+        config = self.config
         return sample(
-            self.policy,
-            self.tokenizer,
-            repeated,
-            self.config.max_new_tokens,
-            temperature=self.config.temperature,
-            generator=generator or self.generator,
+            self.policy, self.tokenizer, prompts, config.max_new_tokens, config.temperature, generator, greedy
         )
 
     def score(self, rollout: Rollout) -> None:
@@ -192,11 +210,10 @@ class PPOTrainer:
     def estimate(self, rollout: Rollout) -> None:
         """Fill `ref_logprobs`, `values`, `rewards`, `advantages` and `returns`."""
         config = self.config
-        ref_logits = response_logits(self.reference, rollout, config.temperature)
-        rollout.ref_logprobs = logprobs_of(ref_logits, rollout.response_ids).masked_fill(~rollout.mask, 0.0)
-        rollout.values = response_values(self.critic, rollout)
+        rollout.ref_logprobs = self.reference_logprobs(rollout)
+        rollout.values = self.values(rollout)
         rollout.rewards = token_rewards(
-            rollout.scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, config.kl_coef
+            rollout.scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, self.kl_coef
         )
         rollout.advantages, rollout.returns = gae(
             rollout.rewards, rollout.values, rollout.mask, rollout.ended, config.gamma, config.lam, config.bootstrap_cut
@@ -204,14 +221,30 @@ class PPOTrainer:
         if config.whiten_advantages:
             rollout.advantages = whiten(rollout.advantages, rollout.mask)
 
+    def logits(self, model: PreTrainedModel, rollout: Rollout) -> Tensor:
+        """Logits of `model` at the response tokens, at the run's temperature: [B, T, V]."""
+        return response_logits(model, rollout, self.config.temperature)
+
+    def reference_logprobs(self, rollout: Rollout) -> Tensor:
+        """log π_ref(a_t): [B, T]."""
+        logprobs = logprobs_of(self.logits(self.reference, rollout), rollout.response_ids)
+        return logprobs.masked_fill(~rollout.mask, 0.0)
+
+    def values(self, rollout: Rollout) -> Tensor:
+        """V(s_t) before each response token and after the last: [B, T+1]."""
+        return response_values(self.critic, rollout)
+
     def update(self, rollout: Rollout) -> Metrics:
-        """`num_ppo_epochs` passes over the rollout in shuffled minibatches; the mean of their metrics."""
-        steps = []
+        """One optimiser step for each minibatch; the mean of their metrics."""
+        steps = [self.step(minibatch) for minibatch in self.minibatches(rollout)]
+        return {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
+
+    def minibatches(self, rollout: Rollout) -> Iterator[Rollout]:
+        """`num_ppo_epochs` passes over the rollout, each shuffled anew and cut into minibatches."""
         for _ in range(self.config.num_ppo_epochs):
             order = torch.randperm(len(rollout), generator=self.generator)
-            for index in order.split(self.config.minibatch_size):
-                steps.append(self.step(rollout.select(index)))
-        return {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
+            for index in order.split(self.config.step_size):
+                yield rollout.select(index)
 
     def step(self, minibatch: Rollout) -> Metrics:
         """One optimiser step; the gradients of policy and critic are clipped separately."""
@@ -231,9 +264,9 @@ class PPOTrainer:
     def loss(self, minibatch: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
         """The PPO loss of a minibatch, and its metrics: policy + vf_coef · value − entropy_coef · entropy."""
         config, mask, old = self.config, minibatch.mask, minibatch.logprobs
-        logits = response_logits(self.policy, minibatch, config.temperature)
+        logits = self.logits(self.policy, minibatch)
         logprobs = logprobs_of(logits, minibatch.response_ids)
-        values = response_values(self.critic, minibatch)[:, :-1]
+        values = self.values(minibatch)[:, :-1]
         old_values = minibatch.values[:, :-1]
         policy = policy_loss(logprobs, old, minibatch.advantages, mask, config.cliprange)
         value = value_loss(values, old_values, minibatch.returns, mask, config.cliprange_value)
@@ -267,7 +300,7 @@ class PPOTrainer:
         metrics = {
             "objective/kl": kl,
             "objective/entropy": -per_response(rollout.logprobs),
-            "objective/non_score_reward": -self.config.kl_coef * kl,
+            "objective/non_score_reward": -self.kl_coef * kl,
             "objective/rlhf_reward": per_response(rollout.rewards),
             "objective/scores": rollout.scores.mean(),
             "objective/scores_std": rollout.scores.std(unbiased=False),
@@ -278,11 +311,15 @@ class PPOTrainer:
         return {name: float(value) for name, value in metrics.items()}
 
     def log(self, metrics: Metrics) -> None:
-        """Number the update, keep its metrics in `history`, and append them to `metrics.jsonl`."""
+        """Number the update, keep its metrics in `history`, and write them out."""
         metrics["lr"] = self.optimizer.param_groups[0]["lr"]
         metrics["update"] = len(self.history) + 1
-        metrics["episode"] = metrics["update"] * self.config.batch_size * self.config.group_size
+        metrics["episode"] = metrics["update"] * self.config.rollout_size
         self.history.append(metrics)
+        self.record(metrics)
+
+    def record(self, metrics: Metrics) -> None:
+        """Append metrics to `metrics.jsonl`, where there is an `output_dir`."""
         if self.config.output_dir:
             with open(Path(self.config.output_dir) / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(metrics) + "\n")
@@ -312,11 +349,7 @@ class PPOTrainer:
 
     def generate(self, prompts: list[str], greedy: bool = False, seed: int = 0) -> list[str]:
         """The policy's responses to `prompts`; the same `seed` gives the same ones, whatever came before."""
-        config, generator = self.config, torch.Generator().manual_seed(seed)
-        rollout = sample(
-            self.policy, self.tokenizer, prompts, config.max_new_tokens, config.temperature, generator, greedy
-        )
-        return rollout.responses
+        return self.respond(prompts, torch.Generator().manual_seed(seed), greedy).responses
 
     @property
     def model_dir(self) -> Path:

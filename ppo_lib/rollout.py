@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppo_lib.models import Critic, model_inputs
@@ -71,6 +72,31 @@ class Rollout:
         """The rows `index` [b] of every field."""
         rows = index.tolist()
         return self._map(lambda tensor: tensor[index.to(tensor.device)], lambda texts: [texts[row] for row in rows])
+
+
+def concatenate(rollouts: list[Rollout], pad_token_id: int) -> Rollout:
+    """The rows of freshly sampled `rollouts` in one rollout, padded to the longest prompt and response."""
+    if len(rollouts) == 1:
+        return rollouts[0]
+    longest_prompt = max(rollout.prompt_ids.shape[1] for rollout in rollouts)
+    longest = max(rollout.response_ids.shape[1] for rollout in rollouts)
+
+    def joined(name: str, left: int = 0, right: int = 0, fill: float = 0) -> Tensor:
+        """The field `name` of all, padded to width `left` on the left or `right` on the right."""
+        rows = [getattr(rollout, name) for rollout in rollouts]
+        padding = [(max(left - row.shape[1], 0), max(right - row.shape[1], 0)) for row in rows]
+        return torch.cat([pad(row, width, value=fill) for row, width in zip(rows, padding, strict=True)])
+
+    return Rollout(
+        prompts=[prompt for rollout in rollouts for prompt in rollout.prompts],
+        responses=[response for rollout in rollouts for response in rollout.responses],
+        prompt_ids=joined("prompt_ids", left=longest_prompt, fill=pad_token_id),
+        prompt_mask=joined("prompt_mask", left=longest_prompt, fill=False),
+        response_ids=joined("response_ids", right=longest, fill=pad_token_id),
+        mask=joined("mask", right=longest, fill=False),
+        ended=torch.cat([rollout.ended for rollout in rollouts]),
+        logprobs=joined("logprobs", right=longest),
+    )
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from datasets import Dataset
 from torch import Generator
 
 from ppo_lib.config import PPOConfig
-from ppo_lib.data import PPODataset, as_dataset, prompt_batches
+from ppo_lib.data import PPODataset, PromptBatches, as_dataset
 
 
 def test_yaml_round_trip(tmp_path):
@@ -69,7 +69,7 @@ def test_hugging_face_dataset_and_list_are_accepted():
 
 
 def test_a_dataset_smaller_than_a_batch_is_cycled_evenly():
-    batches = prompt_batches(PPODataset(["a", "b", "c"]), 7, Generator().manual_seed(0))
+    batches = PromptBatches(PPODataset(["a", "b", "c"]), 7, Generator().manual_seed(0))
     drawn = [prompt for _ in range(3) for prompt in next(batches)]
     assert len(drawn) == 21, "a batch is smaller than batch_size"
     assert all(drawn.count(prompt) == 7 for prompt in "abc"), "some prompts are drawn more often than others"

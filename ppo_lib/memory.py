@@ -1,0 +1,144 @@
+"""Ways to need less memory: adapters, recomputed activations, smaller micro-batches; and an estimate beforehand."""
+
+import copy
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils.memory import release_memory, should_reduce_batch_size
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ppo_lib.models import Critic, model_inputs
+from ppo_lib.rollout import Rollout
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Keep only each layer's input, and compute its activations again in the backward pass (Chen et al. 2016).
+
+    transformers' own switch works in training mode only, and there dropout would be on.
+
+    Raises:
+        ValueError: the model has no layers that transformers knows how to recompute.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no layers to recompute: set activation_checkpointing=False")
+    for layer in layers:
+        layer.forward = functools.partial(_recomputed, layer.forward)
+
+
+def _recomputed(forward, *args, **kwargs):
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
+def add_adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> None:
+    """Freeze `model` and put trainable low-rank adapters beside its linear layers (LoRA, Hu et al. 2021).
+
+    The adapters start at zero, so the model's outputs do not change.
+
+    Raises:
+        ImportError: the package peft is not installed.
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ImportError("`lora_rank` needs the package peft: pip install peft") from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear"))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+@contextmanager
+def adapters_off(model: PreTrainedModel) -> Iterator[None]:
+    """Within the block, `model` is what it was before it had adapters."""
+    model.disable_adapters()
+    try:
+        yield
+    finally:
+        model.enable_adapters()
+
+
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of `model` in 32-bit floats with its adapters added into its weights: a plain model again."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    plain = copy.deepcopy(model).float()
+    for name, module in list(plain.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            plain.set_submodule(name, module.get_base_layer())
+    plain._hf_peft_config_loaded = False  # or save_pretrained would look for adapters to save
+    return plain.requires_grad_(True)
+
+
+def merged_critic(critic: Critic) -> Critic:
+    """A copy of `critic` whose trunk is `merged`."""
+    plain = Critic(merged(critic.trunk))
+    plain.value_head.load_state_dict(critic.value_head.state_dict())
+    return plain
+
+
+def freeze_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the weights of `model` that are not trained in `dtype`."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
+def response_logits_only(policy: PreTrainedModel, rollout: Rollout, temperature: float = 1.0) -> Tensor:
+    """The numbers of `rollout.response_logits` [B, T, V] without logits for prompt tokens, which nobody needs.
+
+    Raises:
+        ValueError: the model cannot leave logits out.
+    """
+    if "logits_to_keep" not in inspect.signature(policy.forward).parameters:
+        raise ValueError(f"{type(policy).__name__} computes all logits or none: set response_logits_only=False")
+    inputs = model_inputs(policy, rollout.tokens, rollout.attention_mask)
+    kept = rollout.response_ids.shape[1] + 1
+    return policy(**inputs, use_cache=False, logits_to_keep=kept).logits[:, :-1].float() / temperature
+
+
+class FittingSize:
+    """A number of responses that is halved, with a warning, whenever they do not fit in memory.
+
+    Args:
+        name: what the responses are needed for, as the warning says it.
+        size: where to start.
+    """
+
+    def __init__(self, name: str, size: int):
+        self.name, self.size = name, size
+
+    def fit(self, work: Callable[[int], Any]) -> Any:
+        """`work(size)`, again with half the size wherever memory runs out.
+
+        Raises:
+            RuntimeError: memory runs out with one response at a time; the message says what to change.
+        """
+        while True:
+            try:
+                return work(self.size)
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                if self.size == 1:
+                    error.add_note(
+                        "even one response at a time does not fit: set `activation_checkpointing`, `lora_rank`, "
+                        "`response_logits_only` or `mixed_precision`, or lower `max_new_tokens`"
+                    )
+                    raise
+            self.size //= 2
+            release_memory()
+            warnings.warn(f"out of memory: {self.name} now takes {self.size} responses at a time", stacklevel=2)

@@ -1,0 +1,413 @@
+"""v1: the loop of v0 with what a long run needs. It adds to v0's methods and copies none."""
+
+import contextlib
+import dataclasses
+import math
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import ProjectConfiguration
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ppo_lib import checkpoint, memory, ppo, resume
+from ppo_lib import rollout as rollouts
+from ppo_lib.config import PPOConfigV1
+from ppo_lib.data import PPODataset, as_dataset
+from ppo_lib.evaluation import Best, evaluate
+from ppo_lib.memory import FittingSize
+from ppo_lib.models import save_models
+from ppo_lib.ppo import Metrics
+from ppo_lib.rewards import RewardFunction, RewardModel, as_reward
+from ppo_lib.rollout import Rollout, concatenate
+from ppo_lib.schedules import Schedule
+from ppo_lib.trackers import Console, JSONLines, append_yaml, log_samples, run_facts
+
+__all__ = ["PPOConfigV1", "PPODataset", "PPOTrainer"]
+
+
+class PPOTrainer(ppo.PPOTrainer):
+    """v0's trainer with schedules, accumulation, memory options, evaluation, early stopping, logs and checkpoints.
+
+    Args:
+        resume_from_checkpoint: None starts afresh; True goes on from the newest whole checkpoint in
+            `output_dir`, or starts afresh where there is none; a path names a checkpoint or an `output_dir`.
+            Settings are then the checkpoint's, unless given here.
+        eval_reward: judges the held-out responses; by default the reward that is trained on. One that is not
+            trained on sees over-optimisation.
+        model, reward, tokenizer, reference, critic, config, **settings: as in v0.
+
+    Raises:
+        CheckpointError: there is no whole checkpoint at the given path, or it is of another model or reference.
+        ValueError, TypeError: as in v0.
+    """
+
+    config_class = PPOConfigV1
+
+    def __init__(
+        self,
+        model=None,
+        reward: RewardFunction | None = None,
+        *,
+        resume_from_checkpoint: bool | str | Path | None = None,
+        eval_reward: RewardFunction | None = None,
+        config: PPOConfigV1 | None = None,
+        **others,
+    ):
+        state = None
+        if resume_from_checkpoint:
+            output_dir = others.get("output_dir") or (config and config.output_dir)
+            state = resume.find_state(resume_from_checkpoint, output_dir)
+        if state is not None:
+            config = resume.settings(state, config, others)
+        super().__init__(model, reward, config=config, **others)
+        config = self.config
+        self.accelerator = self._make_accelerator()
+        self.eval_reward = as_reward(eval_reward) if eval_reward else self.reward
+        if isinstance(self.eval_reward, RewardModel):
+            self.eval_reward.bind(self.policy, self.tokenizer)
+        self.optimizer = self.accelerator.prepare_optimizer(self.optimizer)
+        self.schedule = Schedule(
+            config.lr_scheduler, self.optimizer.optimizer, config.num_updates, config.warmup_updates,
+            config.lr_scheduler_kwargs,
+        )  # fmt: skip
+        self.micro_batch = FittingSize("training", config.minibatch_size)
+        self.forward_batch = FittingSize("sampling and scoring", config.batch_size * config.group_size)
+        self.evaluations: list[Metrics] = []  # held-out metrics by update, the first at update 0
+        self.samples: list[dict] = []  # held-out responses as texts, with update and scores
+        self.best = Best()
+        self.skipped_steps = self.skipped_in_a_row = 0
+        self.eval_dataset: PPODataset | None = None
+        self.run_id = uuid.uuid4().hex
+        self.resumed_state: dict | None = None  # what the next `train` goes on from
+        if state is not None:
+            resume.restore(self, state)
+
+    # models and optimiser
+
+    def make_reference(self, reference: PreTrainedModel | None) -> PreTrainedModel:
+        """v0's; with adapters, the policy itself with its adapters off."""
+        config = self.config
+        if config.lora_rank:
+            memory.add_adapters(self.policy, config.lora_rank, config.lora_alpha, config.seed)
+            memory.add_adapters(self.critic.trunk, config.lora_rank, config.lora_alpha, config.seed)
+            memory.freeze_in(self.policy, getattr(torch, config.frozen_dtype))
+            memory.freeze_in(self.critic, getattr(torch, config.frozen_dtype))
+            reference = reference or self.policy
+        reference = super().make_reference(reference)
+        if config.activation_checkpointing:
+            memory.checkpoint_activations(self.policy)
+            memory.checkpoint_activations(self.critic)
+        return reference
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        if self.config.optimizer == "adamw":
+            return super().make_optimizer()
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError as error:
+            raise ImportError("`optimizer`='adamw_8bit' needs the package bitsandbytes: pip install bitsandbytes") from error
+        parameters = [p for p in (*self.policy.parameters(), *self.critic.parameters()) if p.requires_grad]
+        return AdamW8bit(parameters, lr=self.config.learning_rate, weight_decay=0.0)
+
+    def _make_accelerator(self) -> Accelerator:
+        config, trackers = self.config, []
+        if config.mixed_precision == "fp16" and self.device.type != "cuda":
+            raise ValueError("`mixed_precision`='fp16' needs a GPU: use \"bf16\" on a CPU")
+        if config.output_dir:
+            trackers.append(JSONLines(Path(config.output_dir) / "metrics.jsonl"))
+        trackers += [Console() if name == "console" else name for name in config.report_to]
+        logging_dir = config.output_dir and str(Path(config.output_dir) / "tensorboard")
+        AcceleratorState._reset_state(reset_partial_state=True)  # as transformers does: it is shared by the process
+        accelerator = Accelerator(
+            cpu=self.device.type == "cpu",
+            mixed_precision=config.mixed_precision,
+            log_with=trackers or None,
+            project_config=ProjectConfiguration(config.output_dir, logging_dir),
+        )
+        self.jsonl = next((tracker for tracker in trackers if isinstance(tracker, JSONLines)), None)
+        return accelerator
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The context of every forward pass: mixed precision where it is set."""
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.mixed_precision)
+        return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
+
+    # the run
+
+    def train(
+        self,
+        train_dataset: PPODataset,
+        eval_dataset: PPODataset | None = None,
+        callback: Callable[["PPOTrainer", Rollout, Metrics], bool | None] | None = None,
+    ) -> list[Metrics]:
+        """Run the updates that are left of `config.num_updates`, and return the metrics of each.
+
+        Args:
+            train_dataset: as in v0.
+            eval_dataset: held-out prompts, answered before the first update, every `eval_every` ones and after
+                the last, with the same random numbers each time. Training does not notice.
+            callback: as in v0.
+
+        Raises:
+            ValueError: as in v0; or a setting needs held-out prompts and there are none.
+            FloatingPointError: `max_skipped_steps` steps in a row had no finite gradient.
+        """
+        for name in ("early_stopping_patience",) if eval_dataset is None else ():
+            if getattr(self.config, name):
+                raise ValueError(f"`{name}` needs held-out prompts: train(train_dataset, eval_dataset)")
+        if eval_dataset is None and self.schedule.on_plateau:
+            raise ValueError("a plateau schedule needs held-out prompts: train(train_dataset, eval_dataset)")
+        self.eval_dataset = None if eval_dataset is None else as_dataset(eval_dataset)
+        self._callback = callback
+        try:
+            return super().train(train_dataset, self.after_update)
+        finally:
+            self.resumed_state = None
+            self.accelerator.end_training()
+            self.accelerator.trackers = []
+
+    @property
+    def updates_left(self) -> int:
+        """Updates that `train` will do: those of the run, less those before the checkpoint it goes on from."""
+        if self.out_of_patience:
+            return 0
+        return self.config.num_updates - (len(self.history) if self.resumed_state else 0)
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether `early_stopping_patience` evaluations in a row brought no new best."""
+        return self.best.evaluations_since >= (self.config.early_stopping_patience or math.inf)
+
+    def prepare(self, dataset: PPODataset) -> None:
+        if self.eval_dataset:
+            self.check_room(self.eval_dataset)
+        super().prepare(dataset)
+        self._start_trackers()
+        if self.resumed_state:
+            resume.restore_data(self, self.resumed_state)
+        if self.config.output_dir and not self.history:
+            self.save_checkpoint()  # so that a run can be resumed whenever it dies
+        if self.eval_dataset and not self.evaluations:
+            self.record({"update": 0, "episode": 0, **self.evaluate_at(0)})
+
+    def train_step(self, prompts: list[str]) -> tuple[Metrics, Rollout]:
+        """v0's update, then β and, when it is due, the evaluation."""
+        metrics, rollout = super().train_step(prompts)
+        metrics["objective/kl_coef"] = self.kl_coef
+        metrics["train/skipped_steps"] = self.skipped_steps
+        self.adapt_kl(metrics["objective/kl"])
+        update = len(self.history) + 1
+        if self.eval_dataset and (update % self.config.eval_every == 0 or update == self.config.num_updates):
+            metrics |= self.evaluate_at(update)
+        return metrics, rollout
+
+    def after_update(self, trainer: ppo.PPOTrainer, rollout: Rollout, metrics: Metrics) -> bool:
+        """Step the schedule, keep the best, write a checkpoint; whether the run should stop."""
+        config, update, score = self.config, len(self.history), metrics.get("eval/score")
+        self.schedule.step(score)
+        better = score is not None and self.best.beaten_by(score, update, config.early_stopping_min_delta)
+        stop = bool(self._callback and self._callback(self, rollout, metrics) is True) or self.out_of_patience
+        if config.output_dir:
+            if better:
+                self._keep_running(lambda: self.save(self.best_dir), "the best model")
+            if better or stop or update % config.save_every == 0 or update == config.num_updates:
+                self.save_checkpoint()
+        return stop
+
+    def evaluate_at(self, update: int) -> Metrics:
+        """Evaluate on the held-out prompts, and keep metrics and some responses as those of `update`."""
+        metrics, rows = evaluate(self, self.eval_dataset.prompts, self.eval_reward, self.config.seed)
+        self.evaluations.append({"update": update, **metrics})
+        rows = [{"update": update, **row} for row in rows[: self.config.eval_samples]]
+        self.samples += rows
+        if rows:
+            log_samples(self.accelerator.trackers, rows, update)
+        return metrics
+
+    def adapt_kl(self, kl: float) -> None:
+        """Steer β towards `kl_target` nats per response (Ziegler et al. 2019, section 2.2)."""
+        config = self.config
+        if config.kl_target:
+            error = min(max(kl / config.kl_target - 1, -0.2), 0.2)
+            self.kl_coef *= 1 + error * config.rollout_size / config.kl_horizon
+
+    # forward passes
+
+    def respond(self, prompts: list[str], generator: torch.Generator, greedy: bool = False) -> Rollout:
+        start = generator.get_state()
+
+        def work(size: int) -> Rollout:
+            generator.set_state(start)
+            parts = [prompts[first : first + size] for first in range(0, len(prompts), size)]
+            answered = [super(PPOTrainer, self).respond(part, generator, greedy) for part in parts]
+            return concatenate(answered, self.tokenizer.pad_token_id)
+
+        with self.autocast():
+            return self.forward_batch.fit(work)
+
+    def logits(self, model: PreTrainedModel, rollout: Rollout) -> Tensor:
+        response_logits = memory.response_logits_only if self.config.response_logits_only else rollouts.response_logits
+        with self.autocast():
+            return response_logits(model, rollout, self.config.temperature)
+
+    def values(self, rollout: Rollout) -> Tensor:
+        with self.autocast():
+            return self._in_parts(super().values, rollout)
+
+    def reference_logprobs(self, rollout: Rollout) -> Tensor:
+        with memory.adapters_off(self.policy) if self.reference is self.policy else contextlib.nullcontext():
+            return self._in_parts(super().reference_logprobs, rollout)
+
+    def _in_parts(self, forward: Callable[[Rollout], Tensor], rollout: Rollout) -> Tensor:
+        """`forward(rollout)`; without gradients in parts that fit in memory."""
+        if torch.is_grad_enabled():
+            return forward(rollout)
+
+        def work(size: int) -> Tensor:
+            if len(rollout) <= size:
+                return forward(rollout)
+            return torch.cat([forward(rollout.select(rows)) for rows in torch.arange(len(rollout)).split(size)])
+
+        return self.forward_batch.fit(work)
+
+    # optimiser steps
+
+    def minibatches(self, rollout: Rollout) -> Iterator[Rollout]:
+        """v0's, until a step has gone further than `kl_stop`."""
+        self._too_far = False
+        for minibatch in super().minibatches(rollout):
+            yield minibatch
+            if self._too_far:
+                return
+
+    def step(self, minibatch: Rollout) -> Metrics:
+        """One optimiser step from micro-batches; left out where the policy is too far or a gradient is not finite."""
+        config = self.config
+        metrics = self.micro_batch.fit(lambda size: self.accumulate(minibatch, size))
+        self.accelerator.unscale_gradients(self.optimizer)
+        for name, network in (("policy/grad_norm", self.policy), ("val/grad_norm", self.critic)):
+            metrics[name] = torch.nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm)
+        metrics = {name: float(value) for name, value in metrics.items()}
+        self._too_far = metrics["policy/approxkl_avg"] > (config.kl_stop or math.inf)
+        finite = math.isfinite(metrics["policy/grad_norm"]) and math.isfinite(metrics["val/grad_norm"])
+        if self._too_far:
+            self.optimizer.zero_grad(set_to_none=True)  # a step without gradients moves nothing
+        if finite or self.accelerator.scaler is not None:  # a scaler leaves steps out itself, and lowers its scale
+            self.optimizer.step()
+        self.count_skipped(finite)
+        return metrics
+
+    def accumulate(self, minibatch: Rollout, size: int) -> dict[str, Tensor]:
+        """Add up the gradients of micro-batches of `size` responses, each weighted by its share of the tokens."""
+        self.optimizer.zero_grad(set_to_none=True)
+        parts, counts = [], []
+        for rows in torch.arange(len(minibatch)).split(size):
+            micro = minibatch if len(rows) == len(minibatch) else minibatch.select(rows)
+            loss, metrics = self.loss(micro)
+            self.accelerator.backward(loss * (micro.mask.sum() / minibatch.mask.sum()))
+            parts.append(metrics)
+            counts.append(micro.mask.sum())
+        return joined_metrics(parts, torch.stack(counts))
+
+    def count_skipped(self, finite: bool) -> None:
+        """Count a step that was left out for a gradient that is not finite; too many in a row end the run."""
+        scaler = self.accelerator.scaler
+        if finite:
+            self.skipped_in_a_row = 0
+            return
+        self.skipped_steps += 1
+        if scaler is None or scaler.get_scale() <= 1:  # else the scale was too high, and is being lowered
+            self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= self.config.max_skipped_steps:
+            raise FloatingPointError(
+                f"{self.skipped_in_a_row} steps in a row had a NaN or infinite gradient, in update "
+                f"{len(self.history) + 1}: lower `learning_rate` or the scores, and go on from {self._last_good()}"
+            )
+
+    # logs and checkpoints
+
+    @property
+    def best_dir(self) -> Path:
+        """Where the models of the best held-out score are kept."""
+        return Path(self.config.output_dir) / "best"
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        return Path(self.config.output_dir) / "checkpoints"
+
+    def open_output_dir(self) -> None:
+        """As in v0; a resumed run cuts its logs back to the checkpoint and goes on with them."""
+        folder = Path(self.config.output_dir)
+        if self.resumed_state:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.config.to_yaml(folder / "config.yaml")
+            self.jsonl.rewrite([{"episode": 0, **row} for row in self.evaluations[:1]] + self.history)
+        else:
+            super().open_output_dir()
+        facts = {"update": len(self.history), **run_facts(self.device)}
+        append_yaml(folder / "sessions.yaml", facts)
+
+    def _start_trackers(self) -> None:
+        config = self.config
+        plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in dataclasses.asdict(config).items()}
+        wandb = {"dir": config.output_dir, "mode": config.wandb_mode, "id": self.run_id, "resume": "allow"}
+        tensorboard = {"purge_step": len(self.history) + 1}  # hide what a killed run wrote after its checkpoint
+        self.accelerator.init_trackers(config.project, plain, {"wandb": wandb, "tensorboard": tensorboard})
+
+    def record(self, metrics: Metrics) -> None:
+        """Send metrics to every tracker."""
+        self.accelerator.log(metrics, step=metrics["update"])
+
+    def save(self, folder: str | Path) -> None:
+        """As in v0; adapters are merged into the weights, so that the models are plain ones again."""
+        if self.config.lora_rank:
+            policy, critic = memory.merged(self.policy), memory.merged_critic(self.critic)
+            save_models(folder, policy, self.tokenizer, critic)
+        else:
+            super().save(folder)
+
+    def save_checkpoint(self) -> None:
+        """Write the whole state to `checkpoint_dir`; where the disk does not take it, say so and go on."""
+
+        def work() -> None:
+            checkpoint.save_checkpoint(self.checkpoint_dir, len(self.history), resume.state_of(self))
+            best = checkpoint.name_of(self.best.update or 0)
+            checkpoint.prune(self.checkpoint_dir, self.config.keep_last, keep={best})
+
+        self._keep_running(work, "a checkpoint")
+
+    def _keep_running(self, save: Callable[[], None], what: str) -> None:
+        try:
+            save()
+        except OSError as error:
+            warnings.warn(
+                f"saving {what} after update {len(self.history)} failed ({error}): the run goes on, and would go on "
+                f"from {self._last_good()} if it died now; make room in `output_dir`",
+                stacklevel=2,
+            )
+
+    def _last_good(self) -> str:
+        if not self.config.output_dir:
+            return "the start: set `output_dir` to keep checkpoints"
+        saved = checkpoint.checkpoints(self.checkpoint_dir)
+        return str(saved[-1]) if saved else "the start"
+
+
+def joined_metrics(parts: list[dict[str, Tensor]], counts: Tensor) -> dict[str, Tensor]:
+    """The metrics of a minibatch from those of its micro-batches, which have `counts` [n] tokens each."""
+    if len(parts) == 1:
+        return parts[0]
+    shares = counts / counts.sum()
+    stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+    metrics = {name: (values * shares).sum() for name, values in stacked.items()}
+    # A variance is no mean: add up squares within the parts and between them.
+    squares = (stacked["val/ratio_var"] * (counts - 1)).sum()
+    squares += (counts * (stacked["val/ratio"] - metrics["val/ratio"]) ** 2).sum()
+    metrics["val/ratio_var"] = squares / (counts.sum() - 1).clamp(min=1)
+    return metrics

@@ -1,0 +1,139 @@
+"""Going on from a checkpoint: which one, with which settings, and the whole state of a trainer, out and in."""
+
+import dataclasses
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ppo_lib import checkpoint
+from ppo_lib.checkpoint import CheckpointError
+from ppo_lib.config import PPOConfigV1
+from ppo_lib.evaluation import Best
+
+if TYPE_CHECKING:
+    from ppo_lib.ppo_v1 import PPOTrainer
+
+# Settings that change nothing of what a run computes, so that a resumed run may change them.
+FREE = {"output_dir", "device", "save_every", "keep_last", "report_to", "project", "wandb_mode", "eval_samples"}
+
+
+def find_state(wanted: bool | str | Path, output_dir: str | None) -> dict[str, Any] | None:
+    """The state to go on from, or None to start afresh; says which broken checkpoints it passed over.
+
+    Args:
+        wanted: True for the newest whole checkpoint in `output_dir`; else a checkpoint or an output folder.
+
+    Raises:
+        CheckpointError: there is no whole checkpoint (with True: there are only broken ones).
+        ValueError: True without an `output_dir`.
+    """
+    if wanted is True and not output_dir:
+        raise ValueError("`resume_from_checkpoint`=True looks in `output_dir`: set it, or name a checkpoint")
+    folder = Path(output_dir if wanted is True else wanted)
+    if (folder / checkpoint.MANIFEST).exists() or folder.is_file() or folder.name.startswith(checkpoint.PREFIX):
+        return checkpoint.load_checkpoint(folder)
+    state, _, passed_over = checkpoint.load_newest(folder / "checkpoints")
+    for reason in passed_over:
+        warnings.warn(f"passed over: {reason}", stacklevel=3)
+    if state is None and (wanted is not True or passed_over):
+        raise CheckpointError(f"there is no whole checkpoint in {folder / 'checkpoints'}")
+    return state
+
+
+def settings(state: dict[str, Any], config: PPOConfigV1 | None, others: dict[str, Any]) -> PPOConfigV1:
+    """`config`, or the checkpoint's where it is None; warns where it or `others` would change the run."""
+    given = dataclasses.asdict(config) if config else {}
+    given |= {name: value for name, value in others.items() if name in state["config"]}
+    changed = [name for name, value in given.items() if value != state["config"].get(name) and name not in FREE]
+    if changed:
+        warnings.warn(
+            f"resumed with other settings than the run had ({', '.join(changed)}): it will not go on as it would have",
+            stacklevel=3,
+        )
+    return config or PPOConfigV1(**state["config"])
+
+
+def state_of(trainer: "PPOTrainer") -> dict[str, Any]:
+    """All that the rest of the trainer's run depends on, as `checkpoint.save_checkpoint` takes it."""
+    scaler = trainer.accelerator.scaler
+    return {
+        "config": dataclasses.asdict(trainer.config),
+        "weights": trained_weights(trainer),
+        "frozen": frozen_fingerprint(trainer),
+        "optimizer": trainer.optimizer.state_dict(),
+        "schedule": trainer.schedule.state_dict(),
+        "scaler": scaler.state_dict() if scaler else None,
+        "kl_coef": trainer.kl_coef,
+        "generator": trainer.generator.get_state(),
+        "rng": checkpoint.rng_state(),
+        "prompts": checkpoint.fingerprint(*trainer.batches.dataset.prompts),
+        "waiting": trainer.batches.waiting,
+        "history": trainer.history,
+        "evaluations": trainer.evaluations,
+        "samples": trainer.samples,
+        "best": dataclasses.asdict(trainer.best),
+        "skipped": [trainer.skipped_steps, trainer.skipped_in_a_row],
+        "sizes": [trainer.micro_batch.size, trainer.forward_batch.size],
+        "run_id": trainer.run_id,
+    }
+
+
+def restore(trainer: "PPOTrainer", state: dict[str, Any]) -> None:
+    """Put `trainer` where `state` was taken; its next `train` goes on from there.
+
+    Raises:
+        CheckpointError: the state is of another model, or its reference was another.
+    """
+    weights, saved_weights = trained_weights(trainer), state["weights"]
+    if {n: w.shape for n, w in weights.items()} != {n: w.shape for n, w in saved_weights.items()}:
+        raise CheckpointError(f"the checkpoint is not of the model {trainer.config.model!r}: pass its own `model`")
+    if state["frozen"] != frozen_fingerprint(trainer):
+        raise CheckpointError(
+            "the reference is not the one of the run that is resumed: pass the model that the run started from"
+        )
+    with torch.no_grad():
+        for name, saved in saved_weights.items():
+            weights[name].copy_(saved)
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.schedule.load_state_dict(state["schedule"])
+    if trainer.accelerator.scaler and state["scaler"]:
+        trainer.accelerator.scaler.load_state_dict(state["scaler"])
+    trainer.kl_coef, trainer.run_id = state["kl_coef"], state["run_id"]
+    trainer.generator.set_state(state["generator"])
+    trainer.history, trainer.evaluations, trainer.samples = state["history"], state["evaluations"], state["samples"]
+    trainer.best = Best(**state["best"])
+    trainer.skipped_steps, trainer.skipped_in_a_row = state["skipped"]
+    trainer.micro_batch.size, trainer.forward_batch.size = state["sizes"]
+    trainer.resumed_state = state
+
+
+def restore_data(trainer: "PPOTrainer", state: dict[str, Any]) -> None:
+    """Put the order of the prompts and the random numbers of the process where `state` was taken.
+
+    Raises:
+        CheckpointError: the prompts are others.
+    """
+    if state["prompts"] != checkpoint.fingerprint(*trainer.batches.dataset.prompts):
+        raise CheckpointError("the prompts are not those of the run that is resumed: pass the same, in the same order")
+    trainer.batches.waiting = list(state["waiting"])
+    checkpoint.set_rng_state(state["rng"])
+
+
+def trained_weights(trainer: "PPOTrainer") -> dict[str, Tensor]:
+    """The weights of policy and critic that are trained, by name."""
+    networks = {"policy": trainer.policy, "critic": trainer.critic}
+    return {
+        f"{role}.{name}": parameter
+        for role, network in networks.items()
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def frozen_fingerprint(trainer: "PPOTrainer") -> str:
+    """Tells two references, or two frozen trunks, apart."""
+    networks = (trainer.reference, trainer.critic)
+    return checkpoint.fingerprint(*(p for network in networks for p in network.parameters() if not p.requires_grad))
