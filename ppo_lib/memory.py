@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> 
     Raises:
         ImportError: the package peft is not installed.
     """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it complains of missing kernels
     try:
         from peft import LoraConfig
     except ImportError as error:

@@ -111,7 +111,7 @@ class PPOTrainer(ppo.PPOTrainer):
         try:
             from bitsandbytes.optim import AdamW8bit
         except ImportError as error:
-            raise ImportError("`optimizer`='adamw_8bit' needs the package bitsandbytes: pip install bitsandbytes") from error
+            raise ImportError("`optimizer`='adamw_8bit' needs a package: pip install bitsandbytes") from error
         parameters = [p for p in (*self.policy.parameters(), *self.critic.parameters()) if p.requires_grad]
         return AdamW8bit(parameters, lr=self.config.learning_rate, weight_decay=0.0)
 
