@@ -158,11 +158,10 @@ class PPOTrainer(ppo.PPOTrainer):
             ValueError: as in v0; or a setting needs held-out prompts and there are none.
             FloatingPointError: `max_skipped_steps` steps in a row had no finite gradient.
         """
-        for name in ("early_stopping_patience",) if eval_dataset is None else ():
-            if getattr(self.config, name):
+        needing = {"early_stopping_patience": self.config.early_stopping_patience, "plateau": self.schedule.on_plateau}
+        for name, wanted in needing.items():
+            if wanted and eval_dataset is None:
                 raise ValueError(f"`{name}` needs held-out prompts: train(train_dataset, eval_dataset)")
-        if eval_dataset is None and self.schedule.on_plateau:
-            raise ValueError("a plateau schedule needs held-out prompts: train(train_dataset, eval_dataset)")
         self.eval_dataset = None if eval_dataset is None else as_dataset(eval_dataset)
         self._callback = callback
         try:
@@ -171,6 +170,10 @@ class PPOTrainer(ppo.PPOTrainer):
             self.resumed_state = None
             self.accelerator.end_training()
             self.accelerator.trackers = []
+
+    def _save_after(self, error: BaseException) -> None:
+        super()._save_after(error)
+        error.add_note(f"with `resume_from_checkpoint` the run goes on from {self._last_good()}")
 
     @property
     def updates_left(self) -> int:
@@ -377,8 +380,8 @@ class PPOTrainer(ppo.PPOTrainer):
 
         def work() -> None:
             checkpoint.save_checkpoint(self.checkpoint_dir, len(self.history), resume.state_of(self))
-            best = checkpoint.name_of(self.best.update or 0)
-            checkpoint.prune(self.checkpoint_dir, self.config.keep_last, keep={best})
+            best = set() if self.best.update is None else {checkpoint.name_of(self.best.update)}
+            checkpoint.prune(self.checkpoint_dir, self.config.keep_last, keep=best)
 
         self._keep_running(work, "a checkpoint")
 
