@@ -3,6 +3,8 @@
 - Plotly figures are drawn in the reader's browser from data in the page, by a script that the site serves itself.
 - `` {src}`ppo_lib/losses.py#policy_loss` `` links to a file of the repository, at the line where a name is defined;
   a file or name that does not exist is a warning, and so fails the build.
+- `` {stored}`smollm2_vader/seed0/run.json#heldout_after.mean_score|.2f` `` writes a number of a stored result, so that
+  prose cannot differ from it; a number that is not there fails the build in the same way.
 - Docstrings are prose with `` `code` `` in it: the API pages show them so.
 """
 
@@ -20,6 +22,8 @@ from sphinx.application import Sphinx
 from sphinx.ext.napoleon import GoogleDocstring
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxRole
+
+from ppo_lib import stored
 
 LOGGER = logging.getLogger(__name__)
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
@@ -97,6 +101,31 @@ class SourceRole(SphinxRole):
         return next((number for number, line in enumerate(lines, 1) if pattern.match(line)), None)
 
 
+class StoredRole(SphinxRole):
+    """A number of a stored result, formatted."""
+
+    def run(self):
+        try:
+            return [nodes.Text(stored_number(self.text))], []
+        except (OSError, LookupError, TypeError, ValueError) as error:
+            message = self.inliner.reporter.warning(f"stored {self.text}: {error!r}", line=self.lineno)
+            return [self.inliner.problematic(self.rawtext, self.rawtext, message)], [message]
+
+
+def stored_number(text: str) -> str:
+    """The number that `file#key.key|format` names in `ppo_lib/stored/`; `file#key / 1e9|format` divides it first.
+
+    A key into a list is a position, as is the first one into a CSV file: `metrics.csv#-1.objective/scores|.2f`.
+    """
+    what, _, form = text.partition("|")
+    what, _, divisor = what.partition(" / ")
+    file, _, keys = what.partition("#")
+    value = stored.load(file)
+    for key in keys.split("."):
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    return format(value / float(divisor) if divisor else value, form.strip())
+
+
 def fields_as_list(dataclass: type) -> list[str]:
     """A dataclass's fields with the comments behind them, as a list; a field without a comment is explained above."""
     found = re.findall(r"^    (\w+): [^#\n]+?  # (.+)$", inspect.getsource(dataclass), re.M)
@@ -127,5 +156,6 @@ def setup(app: Sphinx) -> dict:
     if PlotlyRenderer not in renderers:
         renderers.append(PlotlyRenderer)
     app.add_role("src", SourceRole())
+    app.add_role("stored", StoredRole())
     app.connect("autodoc-process-docstring", docstring_to_rst)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

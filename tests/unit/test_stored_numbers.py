@@ -1,0 +1,52 @@
+"""Numbers on the book's pages come from stored results, and a page that names one which is not there is not built."""
+
+import importlib.util
+
+import pytest
+from docutils.core import publish_doctree
+from docutils.parsers.rst import roles
+
+import toc
+from ppo_lib import stored
+
+RUN = "smollm2_vader/seed0"
+
+
+@pytest.fixture(scope="module")
+def ppo_book():
+    spec = importlib.util.spec_from_file_location("ppo_book", toc.ROOT / "book/_ext/ppo_book.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_number_is_that_of_the_file(ppo_book):
+    run, metrics = stored.load(f"{RUN}/run.json"), stored.load(f"{RUN}/metrics.csv")
+    score = run["heldout_after"]["mean_score"]
+    assert ppo_book.stored_number(f"{RUN}/run.json#heldout_after.mean_score|.2f") == f"{score:.2f}"
+    assert ppo_book.stored_number(f"{RUN}/run.json#heldout_after.mean_score / 10|.3f") == f"{score / 10:.3f}"
+    assert ppo_book.stored_number(f"{RUN}/run.json#heldout_watched.1.update") == "20"
+    last = metrics[-1]["objective/scores"]
+    assert ppo_book.stored_number(f"{RUN}/metrics.csv#-1.objective/scores|.3f") == f"{last:.3f}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no_such_run/run.json#seconds|.1f",
+        f"{RUN}/run.json#no_such_number|.1f",
+        f"{RUN}/run.json#heldout_watched.99.update",
+        f"{RUN}/run.json#heldout_after|.1f",
+        f"{RUN}/run.json#seconds|no format",
+    ],
+)
+def test_a_number_that_is_not_there_is_a_warning(ppo_book, text):
+    """Warnings fail the build of the book."""
+    roles.register_local_role("stored", ppo_book.StoredRole())
+    try:
+        page = publish_doctree(f"About :stored:`{text}` of it.", settings_overrides={"report_level": 5})
+    finally:
+        del roles._roles["stored"]
+    messages = [node.astext() for node in page.findall() if node.tagname == "system_message"]
+    assert any(f"stored {text}" in message for message in messages)
+    assert "problematic" in {node.tagname for node in page.findall()}
