@@ -46,6 +46,13 @@ def write_csv(path: Path, rows: list[dict]) -> None:
     aside.replace(path)
 
 
+def read_csv(path: Path) -> list[dict]:
+    """The rows of a CSV file of numbers; whole ones are integers again."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    return [{key: int(value) if value.is_integer() else value for key, value in row.items()} for row in rows]
+
+
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".part")
