@@ -209,9 +209,13 @@ class PPOTrainer:
     @torch.no_grad()
     def estimate(self, rollout: Rollout) -> None:
         """Fill `ref_logprobs`, `values`, `rewards`, `advantages` and `returns`."""
-        config = self.config
         rollout.ref_logprobs = self.reference_logprobs(rollout)
         rollout.values = self.values(rollout)
+        self.assign_credit(rollout)
+
+    def assign_credit(self, rollout: Rollout) -> None:
+        """From scores, log-probabilities and values: fill `rewards`, `advantages` and `returns`."""
+        config = self.config
         rollout.rewards = token_rewards(
             rollout.scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, self.kl_coef
         )
