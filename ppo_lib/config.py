@@ -72,7 +72,7 @@ class PPOConfig:
 
     @model_validator(mode="after")
     def _check_sizes(self):
-        if self.minibatch_size > self.batch_size * self.group_size:
+        if self.step_size > self.update_size:
             raise ValueError(
                 f"`minibatch_size`={self.minibatch_size} is larger than the rollout of batch_size * group_size = "
                 f"{self.batch_size * self.group_size} responses: lower `minibatch_size` or raise `batch_size`"
@@ -88,6 +88,11 @@ class PPOConfig:
     def rollout_size(self) -> int:
         """Responses in a rollout."""
         return self.batch_size * self.group_size
+
+    @property
+    def update_size(self) -> int:
+        """Responses that an update trains on."""
+        return self.rollout_size
 
     @property
     def step_size(self) -> int:

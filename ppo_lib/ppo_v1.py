@@ -64,7 +64,7 @@ class PPOTrainer(ppo.PPOTrainer):
             output_dir = others.get("output_dir") or (config and config.output_dir)
             state = resume.find_state(resume_from_checkpoint, output_dir)
         if state is not None:
-            config = resume.settings(state, config, others)
+            config = resume.settings(self.config_class, state, config, others)
         super().__init__(model, reward, config=config, **others)
         config = self.config
         self.accelerator = self._make_accelerator()
@@ -375,11 +375,15 @@ class PPOTrainer(ppo.PPOTrainer):
         else:
             super().save(folder)
 
+    def state(self) -> dict:
+        """All that the rest of the run depends on, for a checkpoint."""
+        return resume.state_of(self)
+
     def save_checkpoint(self) -> None:
         """Write the whole state to `checkpoint_dir`; where the disk does not take it, say so and go on."""
 
         def work() -> None:
-            checkpoint.save_checkpoint(self.checkpoint_dir, len(self.history), resume.state_of(self))
+            checkpoint.save_checkpoint(self.checkpoint_dir, len(self.history), self.state())
             best = set() if self.best.update is None else {checkpoint.name_of(self.best.update)}
             checkpoint.prune(self.checkpoint_dir, self.config.keep_last, keep=best)
 

@@ -43,7 +43,9 @@ def find_state(wanted: bool | str | Path, output_dir: str | None) -> dict[str, A
     return state
 
 
-def settings(state: dict[str, Any], config: PPOConfigV1 | None, others: dict[str, Any]) -> PPOConfigV1:
+def settings(
+    config_class: type[PPOConfigV1], state: dict[str, Any], config: PPOConfigV1 | None, others: dict[str, Any]
+) -> PPOConfigV1:
     """`config`, or the checkpoint's where it is None; warns where it or `others` would change the run."""
     given = dataclasses.asdict(config) if config else {}
     given |= {name: value for name, value in others.items() if name in state["config"]}
@@ -53,7 +55,7 @@ def settings(state: dict[str, Any], config: PPOConfigV1 | None, others: dict[str
             f"resumed with other settings than the run had ({', '.join(changed)}): it will not go on as it would have",
             stacklevel=3,
         )
-    return config or PPOConfigV1(**state["config"])
+    return config or config_class(**state["config"])
 
 
 def state_of(trainer: "PPOTrainer") -> dict[str, Any]:

@@ -75,28 +75,28 @@ class Rollout:
 
 
 def concatenate(rollouts: list[Rollout], pad_token_id: int) -> Rollout:
-    """The rows of freshly sampled `rollouts` in one rollout, padded to the longest prompt and response."""
+    """The rows of all `rollouts` in one, padded to the longest prompt (on the left) and response (on the right).
+
+    The rollouts are of one class and have the same fields filled.
+    """
+
+    def joined(name: str):
+        rows = [getattr(rollout, name) for rollout in rollouts]
+        if rows[0] is None:
+            return None
+        if isinstance(rows[0], list):
+            return [text for texts in rows for text in texts]
+        if rows[0].ndim == 1:
+            return torch.cat(rows)
+        longest = max(row.shape[1] for row in rows)
+        missing = [longest - row.shape[1] for row in rows]
+        sides = [(n, 0) if name.startswith("prompt") else (0, n) for n in missing]
+        fill = pad_token_id if name.endswith("_ids") else 0
+        return torch.cat([pad(row, side, value=fill) for row, side in zip(rows, sides, strict=True)])
+
     if len(rollouts) == 1:
         return rollouts[0]
-    longest_prompt = max(rollout.prompt_ids.shape[1] for rollout in rollouts)
-    longest = max(rollout.response_ids.shape[1] for rollout in rollouts)
-
-    def joined(name: str, left: int = 0, right: int = 0, fill: float = 0) -> Tensor:
-        """The field `name` of all, padded to width `left` on the left or `right` on the right."""
-        rows = [getattr(rollout, name) for rollout in rollouts]
-        padding = [(max(left - row.shape[1], 0), max(right - row.shape[1], 0)) for row in rows]
-        return torch.cat([pad(row, width, value=fill) for row, width in zip(rows, padding, strict=True)])
-
-    return Rollout(
-        prompts=[prompt for rollout in rollouts for prompt in rollout.prompts],
-        responses=[response for rollout in rollouts for response in rollout.responses],
-        prompt_ids=joined("prompt_ids", left=longest_prompt, fill=pad_token_id),
-        prompt_mask=joined("prompt_mask", left=longest_prompt, fill=False),
-        response_ids=joined("response_ids", right=longest, fill=pad_token_id),
-        mask=joined("mask", right=longest, fill=False),
-        ended=torch.cat([rollout.ended for rollout in rollouts]),
-        logprobs=joined("logprobs", right=longest),
-    )
+    return type(rollouts[0])(**{field.name: joined(field.name) for field in dataclasses.fields(rollouts[0])})
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> tuple[Tensor, Tensor]:
