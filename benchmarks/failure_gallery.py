@@ -101,7 +101,7 @@ CASES = {
     "loss_sign": Case(bug=(losses.policy_loss, "return -masked_mean", "return masked_mean")),
     "returns_whitened": Case(
         bug=(
-            PPOTrainer.estimate,
+            PPOTrainer.assign_credit,
             "rollout.advantages = whiten(rollout.advantages, rollout.mask)",
             "rollout.advantages = whiten(rollout.advantages, rollout.mask)\n"
             "        rollout.returns = rollout.advantages + rollout.values[:, :-1]",
