@@ -3,7 +3,6 @@
 import copy
 import functools
 import inspect
-import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,7 +48,6 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> 
     Raises:
         ImportError: the package peft is not installed.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it complains of missing kernels
     try:
         from peft import LoraConfig
     except ImportError as error:
