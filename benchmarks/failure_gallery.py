@@ -9,6 +9,7 @@ it should look like stands in `ppo_lib.gallery`, and `tests/unit/test_failure_ga
 
 import argparse
 import contextlib
+import copy
 import csv
 import json
 import sys
@@ -46,7 +47,7 @@ def hundredfold(prompts: list[str], responses: list[str]) -> list[float]:
 
 def moving_reference(trainer: PPOTrainer) -> None:
     """The reference shares the policy's weights, so it moves with them."""
-    trainer.reference = trainer.policy
+    trainer.reference = copy.copy(trainer.policy)  # a shallow copy: another object, the same tensors
 
 
 def half_weights(trainer: PPOTrainer) -> None:
