@@ -225,14 +225,14 @@ _LOG = [json.dumps({"update": update, "score": update / 10}) for update in range
 cut_back = Exercise(
     "cut_back",
     solution=_cut_back,
-    inputs=[(_LOG, 3), ([*_LOG, '{"update": 6, "sco'], 3), (_LOG[:3], 2)],
+    inputs=[(_LOG, 3), (_LOG[1:], 3), ([*_LOG, '{"update": 6, "sco'], 3), (_LOG[:3], 2)],
     mistakes={
         "a killed run can leave half a line, and json.loads raises on it: stop there.": _unguarded,
         "nothing is cut: the resumed run will log these updates once more.": lambda lines, update: _parsed(lines),
         "the checkpoint's own update is done: keep its row.": lambda lines, update: [
             row for row in _parsed(lines) if row["update"] < update
         ],
-        "you counted lines: the log also has a row for update 0. Look at each row's `update`.": lambda lines, update: (
+        "you counted lines: this log may begin with update 0. Look at each row's `update`.": lambda lines, update: (
             _parsed(lines)[:update]
         ),
         "these are the rows to throw away: keep the others.": lambda lines, update: [
