@@ -150,8 +150,9 @@ def store(name: str, case: Case, folder: Path, seeds: tuple[int, ...], again: bo
     """Do the runs of `case` that are not in `folder` yet, each written out as soon as it is done."""
     table, note = folder / f"{name}.csv", folder / f"{name}.json"
     rows, notes = [], {"case": name, "runs": []}
-    if table.exists() and note.exists() and not again:
+    if table.exists() and note.exists():
         notes = json.loads(note.read_text(encoding="utf-8"))
+        notes["runs"] = [run for run in notes["runs"] if not (again and run["seed"] in seeds)]
         with open(table, newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if int(row["seed"]) in [run["seed"] for run in notes["runs"]]]
     for seed in seeds:
