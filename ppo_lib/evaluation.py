@@ -18,10 +18,9 @@ def evaluate(
     The same `seed` draws the same random numbers whatever came before, and training's own are left alone.
 
     Returns:
-        Metrics: `eval/score` and `eval/length` of the sampled and, with `_greedy`, of the greedy responses; of the
-            sampled ones `eval/kl` and `eval/entropy` (nats per response), `eval/rlhf_reward` (score − β KL) and
-            `eval/ended` (share with an EOS).
-        One row per prompt with the responses as texts and their scores.
+        The metrics, and one row per prompt with the responses as texts and their scores. The metrics are `eval/score`
+        and `eval/length` of the sampled and, with `_greedy`, of the greedy responses; and of the sampled ones `eval/kl`
+        and `eval/entropy` (nats per response), `eval/rlhf_reward` (score − β KL) and `eval/ended` (share with an EOS).
     """
     generator = torch.Generator().manual_seed(seed)
     sampled, greedy = trainer.respond(prompts, generator), trainer.respond(prompts, generator, greedy=True)

@@ -88,6 +88,7 @@ class Console(GeneralTracker):
         return None
 
     def log(self, values: dict, step: int | None = None, **kwargs) -> None:
+        """Print one row, and the titles above every `header_every` of them."""
         if self.rows % self.header_every == 0:
             tqdm.write(" ".join(f"{title:>9}" for title in COLUMNS.values()), file=sys.stdout)
         self.rows += 1
