@@ -225,7 +225,9 @@ class PPOTrainer(ppo.PPOTrainer):
 
     def evaluate_at(self, update: int) -> Metrics:
         """Evaluate on the held-out prompts, and keep metrics and some responses as those of `update`."""
+        rng = checkpoint.rng_state()  # a reward may draw from the process's generators
         metrics, rows = evaluate(self, self.eval_dataset.prompts, self.eval_reward, self.config.seed)
+        checkpoint.set_rng_state(rng)
         self.evaluations.append({"update": update, **metrics})
         rows = [{"update": update, **row} for row in rows[: self.config.eval_samples]]
         self.samples += rows
@@ -293,7 +295,8 @@ class PPOTrainer(ppo.PPOTrainer):
         """One optimiser step from micro-batches; left out where the policy is too far or a gradient is not finite."""
         config = self.config
         metrics = self.micro_batch.fit(lambda size: self.accumulate(minibatch, size))
-        self.accelerator.unscale_gradients(self.optimizer)
+        if self.accelerator.scaler:  # its own unscale_gradients asks a state that all trainers of the process share
+            self.accelerator.scaler.unscale_(self.optimizer.optimizer)
         for name, network in (("policy/grad_norm", self.policy), ("val/grad_norm", self.critic)):
             metrics[name] = torch.nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm)
         metrics = {name: float(value) for name, value in metrics.items()}

@@ -1,6 +1,7 @@
 """Learning-rate schedules by name: transformers', torch's, and a plateau on the held-out score, all with warm-up."""
 
 import difflib
+from collections import Counter
 
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau, SequentialLR
@@ -40,7 +41,10 @@ class Schedule:
     def _after_warmup(name: str, optimizer: Optimizer, updates: int, kwargs: dict) -> LRScheduler:
         if name in PLATEAU:
             return ReduceLROnPlateau(optimizer, mode="max", **kwargs)
-        if name in (known := [kind.value for kind in SchedulerType]):
+        if name.startswith("constant") and kwargs:
+            raise ValueError("a constant takes no keywords")  # transformers would drop them
+        known = [kind.value for kind in SchedulerType if kind.value != "greedy"]  # which needs the loss at each step
+        if name in known:
             return get_scheduler(name, optimizer, 0, updates, kwargs)
         scheduler = getattr(lr_scheduler, name, None)
         if not (isinstance(scheduler, type) and issubclass(scheduler, LRScheduler)):
@@ -67,3 +71,6 @@ class Schedule:
         self.warmup_left = state["warmup_left"]
         for part, saved in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(saved)
+            for scheduler in getattr(part, "_schedulers", [part]):
+                if isinstance(scheduler, lr_scheduler.MultiStepLR):
+                    scheduler.milestones = Counter(scheduler.milestones)  # which a checkpoint keeps as a plain dict
