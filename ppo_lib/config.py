@@ -208,3 +208,46 @@ class PPOConfigV1(PPOConfig):
         if name not in known:
             raise ValueError(f"there is no preset {name!r}: the presets are {', '.join(known)}")
         return dataclasses.replace(cls.from_yaml(PRESETS / f"{name}.yaml"), **settings)
+
+
+@dataclass(config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+class ReplayConfig(PPOConfigV1):
+    """Settings of `ppo_lib.ppo_v2.PPOTrainerWithReplay`. With `use_replay_buffer=False`, v2 does what v1 does.
+
+    An update trains on one fresh rollout and on `replay_sample_size` responses of earlier ones, mixed.
+
+    Raises:
+        ValueError: as `PPOConfig`.
+    """
+
+    batch_size: PositiveInt = 8
+    minibatch_size: PositiveInt = 32
+
+    # the buffer
+    use_replay_buffer: bool = True
+    replay_buffer_size: PositiveInt = 1000  # responses
+    replay_sample_size: PositiveInt = 56  # responses replayed in an update
+    max_replay_reuse: PositiveInt = 8  # times a response is replayed before it is retired
+    staleness_threshold: PositiveInt = 16  # updates after which a response expires
+    replay_anneal: Fraction = 0.0  # last share of the run, in which replay fades to zero
+
+    # which responses are replayed
+    replay_recency: PositiveFloat | None = 4.0  # τ in updates: weight exp(−age/τ); None draws evenly
+    replay_priority: NonNegative = 0.0  # α: weight |score − mean score|^α
+    replay_priority_correction: Fraction = 1.0  # β of prioritised replay, for α > 0
+    replay_keep_best: Fraction = 0.0  # share of the buffer kept for the highest scores
+
+    # how a replayed response is corrected for the policy that sampled it
+    correction: Literal["decoupled", "coupled", "none"] = "decoupled"
+    importance_level: Literal["token", "sequence"] = "token"
+    importance_cap: PositiveFloat = 2.0  # C, most that a token may weigh
+    trace_cap: PositiveFloat = 1.0  # c̄, most that an advantage reaches back per token
+    second_moment_limit: PositiveFloat | None = None  # mean of (log π_k/μ)² over the tokens that are kept
+
+    # when replay is left out
+    min_ess: Fraction = 0.1  # effective sample size of the weights, as a share of the replayed tokens
+    max_replay_kl: PositiveFloat | None = 1.0  # nats per token between μ and π_k; further responses are dropped
+
+    @property
+    def update_size(self) -> int:
+        return self.rollout_size + (self.replay_sample_size if self.use_replay_buffer else 0)

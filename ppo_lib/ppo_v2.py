@@ -1,0 +1,153 @@
+"""v2: v1's loop with a replay buffer. Each update trains on fresh responses and on earlier ones, mixed.
+
+The clip is centred on π_k, the policy at the start of the update; a truncated weight min(π_k/μ, C) corrects for μ,
+the policy that sampled a response. On fresh responses μ = π_k, all weights are 1, and nothing differs from v1.
+"""
+
+import math
+
+import torch
+
+from ppo_lib import ppo_v1
+from ppo_lib.config import ReplayConfig
+from ppo_lib.data import PPODataset
+from ppo_lib.estimators import token_rewards, whiten
+from ppo_lib.importance import effective_sample_size, importance_ratios, second_moment_mask, vtrace
+from ppo_lib.ppo import Metrics
+from ppo_lib.replay import ReplayBuffer, ReplayRollout
+from ppo_lib.rollout import Rollout, concatenate, logprobs_of
+
+__all__ = ["PPODataset", "PPOTrainerWithReplay", "ReplayConfig"]
+
+
+class PPOTrainerWithReplay(ppo_v1.PPOTrainer):
+    """v1's trainer that also trains on earlier responses, corrected for the policy that sampled them.
+
+    Arguments, errors and calls are v1's. `buffer` is the `ReplayBuffer`; it is saved and resumed with the run.
+    """
+
+    config_class = ReplayConfig
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        config = self.config
+        self.buffer = ReplayBuffer(
+            config.replay_buffer_size,
+            config.max_new_tokens,
+            self.tokenizer,
+            max_reuse=config.max_replay_reuse,
+            staleness_threshold=config.staleness_threshold,
+            recency=config.replay_recency,
+            priority_exponent=config.replay_priority,
+            priority_correction=config.replay_priority_correction,
+            keep_best=config.replay_keep_best,
+        )
+        self.forward_batch.size = max(self.forward_batch.size, config.minibatch_size)
+        self.totals = {"generated_tokens": 0, "trained_tokens": 0, "generated_responses": 0, "trained_responses": 0}
+        if self.resumed_state:
+            self.buffer.load_state_dict(self.resumed_state["replay"])
+            self.totals = self.resumed_state["totals"]
+
+    def state(self) -> dict:
+        return super().state() | {"replay": self.buffer.state_dict(), "totals": self.totals}
+
+    def update(self, rollout: Rollout) -> Metrics:
+        """v1's update, of the rollout and what is replayed with it; then the rollout goes into the buffer."""
+        if not self.config.use_replay_buffer:
+            return super().update(rollout)
+        version = len(self.history) + 1
+        self.buffer.expire(version)
+        statistics = self.buffer.statistics(version)
+        batch, seen = self.mix(rollout, version)
+        metrics = super().update(batch)
+        self.buffer.add(rollout, version)
+        return metrics | statistics | seen | self.efficiency(rollout, batch)
+
+    def mix(self, rollout: Rollout, version: int) -> tuple[Rollout, Metrics]:
+        """The batch of update `version`: the fresh rollout and replayed rows, with credit assigned to both anew."""
+        replayed, seen = self.buffer.sample(self.replay_size(version), version, self.generator), {}
+        if replayed is not None:
+            replayed, seen = self.refresh(replayed.to(self.device))
+        if replayed is None:
+            return rollout, seen | {"replay/sampled": 0}
+        fresh = ReplayRollout(
+            **vars(rollout),
+            behaviour_logprobs=rollout.logprobs,
+            ages=torch.zeros_like(rollout.ended, dtype=replayed.ages.dtype),
+            sampling_weights=torch.ones_like(rollout.scores),
+        )
+        for name in ("rewards", "advantages", "returns"):
+            setattr(fresh, name, None)
+        batch = concatenate([fresh, replayed], self.tokenizer.pad_token_id)
+        self.assign_credit(batch)
+        return batch, seen
+
+    def replay_size(self, version: int) -> int:
+        """Responses to replay in update `version`: fewer and fewer over the last `replay_anneal` of the run."""
+        config = self.config
+        left = 1 - (version - 1) / config.num_updates
+        return round(config.replay_sample_size * min(1.0, left / config.replay_anneal if config.replay_anneal else 1.0))
+
+    @torch.no_grad()
+    def refresh(self, replayed: ReplayRollout) -> tuple[ReplayRollout | None, Metrics]:
+        """Fill in π_k's log-probabilities and values, and leave out rows that are too far from π_k."""
+        config = self.config
+        replayed.logprobs = self._in_parts(self.policy_logprobs, replayed)
+        distance = replayed.behaviour_logprobs - replayed.logprobs
+        kl = distance.masked_fill(~replayed.mask, 0.0).sum(dim=1) / replayed.lengths  # [B], nats per token
+        near = kl.abs() <= (config.max_replay_kl or math.inf)
+        seen = {"replay/kl": kl.mean().item(), "replay/too_far": int((~near).sum())}
+        replayed = replayed.select(near.nonzero().flatten())
+        if not len(replayed):
+            return None, seen
+        replayed.values = self.values(replayed)
+        mask = replayed.mask
+        real = importance_ratios(replayed.logprobs, replayed.behaviour_logprobs, mask, config.importance_level)[mask]
+        ess = effective_sample_size(real)
+        seen |= {
+            "replay/sampled": len(replayed),
+            "replay/ess": ess,
+            "replay/weight_mean": real.mean().item(),
+            "replay/weight_p99": real.quantile(0.99).item(),
+            "replay/weight_max": real.max().item(),
+            "replay/truncated": (real > config.importance_cap).float().mean().item(),
+            "replay/batch_age": replayed.ages.float().mean().item(),
+        }
+        return (replayed if ess >= config.min_ess else None), seen
+
+    def policy_logprobs(self, rollout: Rollout):
+        """log π_k(a_t): [B, T]."""
+        logprobs = logprobs_of(self.logits(self.policy, rollout), rollout.response_ids)
+        return logprobs.masked_fill(~rollout.mask, 0.0)
+
+    def assign_credit(self, rollout: Rollout) -> None:
+        """v1's on fresh rollouts; on mixed ones, V-trace targets and advantages weighted by min(π_k/μ, C)."""
+        if not isinstance(rollout, ReplayRollout):
+            return super().assign_credit(rollout)
+        config, mask = self.config, rollout.mask
+        rollout.rewards = token_rewards(rollout.scores, rollout.logprobs, rollout.ref_logprobs, mask, self.kl_coef)
+        ratios = importance_ratios(rollout.logprobs, rollout.behaviour_logprobs, mask, config.importance_level)
+        traces = ratios.clamp(max=config.trace_cap) if config.correction == "decoupled" else torch.ones_like(ratios)
+        rollout.advantages, rollout.returns = vtrace(
+            rollout.rewards, rollout.values, mask, rollout.ended, traces, config.gamma, config.lam, config.bootstrap_cut
+        )
+        if config.whiten_advantages:
+            rollout.advantages = whiten(rollout.advantages, mask)
+        rollout.weights = rollout.sampling_weights[:, None].expand_as(ratios)
+        if config.correction == "decoupled":
+            rollout.weights = rollout.weights * ratios.clamp(max=config.importance_cap)
+        if config.second_moment_limit:
+            rollout.weights = rollout.weights * second_moment_mask(ratios, mask, config.second_moment_limit)
+        rollout.advantages = rollout.advantages * rollout.weights
+        if config.correction == "coupled":
+            rollout.logprobs = rollout.behaviour_logprobs
+
+    def efficiency(self, fresh: Rollout, batch: Rollout) -> Metrics:
+        """What was generated and what was trained on so far. Reuse is not efficiency: see chapter 12."""
+        totals = self.totals
+        totals["generated_tokens"] += int(fresh.mask.sum())
+        totals["generated_responses"] += len(fresh)
+        totals["trained_tokens"] += int(batch.mask.sum())
+        totals["trained_responses"] += len(batch)
+        reuse = totals["trained_responses"] / totals["generated_responses"]
+        return {f"efficiency/{name}": total for name, total in totals.items()} | {"efficiency/reuse_ratio": reuse}

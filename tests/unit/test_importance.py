@@ -1,0 +1,67 @@
+"""Importance ratios, effective sample size, second-moment mask and V-trace: by hand, and equal to GAE on fresh data."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppo_lib.estimators import gae
+from ppo_lib.importance import effective_sample_size, importance_ratios, second_moment_mask, vtrace
+from tests.unit.tiny import hand_rollout
+
+
+def made(seed=0):
+    rollout = hand_rollout(seed=seed)
+    rewards = torch.randn(rollout.mask.shape, generator=torch.Generator().manual_seed(seed + 1))
+    return rollout, rewards.masked_fill(~rollout.mask, 0.0)
+
+
+def test_ratios_by_hand():
+    mask = torch.tensor([[True, True, False]])
+    logprobs, behaviour = torch.tensor([[-1.0, -2.0, 7.0]]), torch.tensor([[-2.0, -2.0, -9.0]])
+    token = importance_ratios(logprobs, behaviour, mask)
+    assert torch.allclose(token, torch.tensor([[2.7183, 1.0, 1.0]]), atol=1e-4), "not π_k/μ, 1 on padding"
+    sequence = importance_ratios(logprobs, behaviour, mask, "sequence")
+    assert torch.allclose(sequence, torch.tensor([[2.7183, 2.7183, 1.0]]), atol=1e-4), "not the whole response's ratio"
+
+
+def test_effective_sample_size_by_hand():
+    assert effective_sample_size(torch.ones(5)) == pytest.approx(1.0), "even weights are not worth all samples"
+    assert effective_sample_size(torch.tensor([1.0, 0.0, 0.0, 0.0])) == pytest.approx(0.25), "one of n is not worth 1/n"
+
+
+def test_second_moment_mask_leaves_out_the_furthest():
+    ratios = torch.tensor([[1.0, 1.1, 5.0, 100.0]])
+    mask = torch.tensor([[True, True, True, False]])
+    kept = second_moment_mask(ratios, mask, 0.1)
+    assert kept.tolist() == [[1.0, 1.0, 0.0, 0.0]], "the mask does not leave out the furthest tokens and padding"
+    assert second_moment_mask(ratios, mask, 100.0).tolist() == [[1.0, 1.0, 1.0, 0.0]]
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10_000), gamma=st.floats(0, 1), lam=st.floats(0, 1), cut=st.booleans())
+def test_vtrace_is_gae_on_fresh_data(seed, gamma, lam, cut):
+    rollout, rewards = made(seed)
+    arguments = (rewards, rollout.values, rollout.mask, rollout.ended)
+    expected = gae(*arguments, gamma, lam, cut)
+    mine = vtrace(*arguments, torch.ones_like(rewards), gamma, lam, cut)
+    assert all(torch.equal(a, b) for a, b in zip(mine, expected, strict=True)), "with all ratios 1 V-trace is not GAE"
+
+
+def test_vtrace_by_hand():
+    """Two tokens, γ = λ = 1, rewards (0, 1), V = (0.5, 0.25): δ = (−0.25, 0.75); c̄ = (0.5, 0.2)."""
+    mask, ended = torch.ones(1, 2, dtype=torch.bool), torch.tensor([True])
+    rewards, values = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.25, 9.0]])
+    advantages, targets = vtrace(rewards, values, mask, ended, torch.tensor([[0.5, 0.2]]), 1.0, 1.0)
+    expected = torch.tensor([[-0.25 + 0.2 * 0.75, 0.75]])
+    assert torch.allclose(advantages, expected), "c̄ of the next token is not the trace"
+    assert torch.allclose(targets, torch.tensor([[0.5 + 0.5 * -0.1, 0.25 + 0.2 * 0.75]])), "y is not V + c̄ A"
+
+
+def test_vtrace_ignores_padding():
+    rollout, rewards = made()
+    traces = torch.rand(rewards.shape, generator=torch.Generator().manual_seed(3))
+    clean = vtrace(rewards, rollout.values, rollout.mask, rollout.ended, traces)
+    dirty = rewards.masked_fill(~rollout.mask, 1e6), traces.masked_fill(~rollout.mask, 1e6)
+    again = vtrace(dirty[0], rollout.values, rollout.mask, rollout.ended, dirty[1])
+    assert all(torch.equal(a, b) for a, b in zip(clean, again, strict=True)), "padding leaks into V-trace"

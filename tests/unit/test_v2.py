@@ -1,0 +1,204 @@
+"""The replay trainer: v1 without a buffer, PPO on fresh data, and what it does with responses of earlier policies."""
+
+import copy
+
+import pytest
+import torch
+
+from ppo_lib import ppo_v1
+from ppo_lib.config import PPOConfigV1, ReplayConfig
+from ppo_lib.estimators import token_rewards, whiten
+from ppo_lib.importance import importance_ratios, vtrace
+from ppo_lib.ppo_v2 import PPOTrainerWithReplay
+from ppo_lib.rollout import concatenate
+from tests.unit.test_trainer import vowels
+from tests.unit.tiny import PROMPTS, byte_tokenizer, likely_eos, tiny_policy
+
+RUN = {
+    "batch_size": 4, "minibatch_size": 4, "total_episodes": 24, "max_new_tokens": 6, "num_ppo_epochs": 2,
+    "device": "cpu", "learning_rate": 1e-3, "replay_sample_size": 6, "replay_buffer_size": 16, "max_replay_kl": None,
+    "min_ess": 0.0,
+}  # fmt: skip
+TIMES = ("eps",)
+
+
+def trainer(**settings):
+    policy = likely_eos(tiny_policy(sharpness=2.0))
+    return PPOTrainerWithReplay(policy, vowels, tokenizer=byte_tokenizer(), **{**RUN, **settings})
+
+
+def weights(ppo):
+    return [*ppo.policy.parameters(), *ppo.critic.parameters()]
+
+
+def comparable(history, but=()):
+    return [{k: v for k, v in row.items() if k not in TIMES and k not in but} for row in history]
+
+
+def after(updates, **settings):
+    """A trainer some updates into a run, its next rollout with credit assigned, and the update's number."""
+    ppo = trainer(**settings)
+    ppo.train(PROMPTS, callback=lambda trainer, rollout, metrics: len(trainer.history) == updates)
+    rollout = ppo.collect(PROMPTS)
+    ppo.score(rollout)
+    ppo.estimate(rollout)
+    return ppo, rollout, updates + 1
+
+
+def test_without_a_buffer_v2_is_v1_bit_for_bit():
+    names = {k: v for k, v in RUN.items() if hasattr(PPOConfigV1(), k)}
+    v1 = ppo_v1.PPOTrainer(likely_eos(tiny_policy(sharpness=2.0)), vowels, tokenizer=byte_tokenizer(), **names)
+    v2 = trainer(use_replay_buffer=False)
+    v1.train(PROMPTS), v2.train(PROMPTS)
+    assert comparable(v1.history) == comparable(v2.history), "with replay off v2's metrics are not v1's"
+    assert all(map(torch.equal, weights(v1), weights(v2))), "with replay off v2's weights are not v1's"
+
+
+def test_on_fresh_data_the_replay_loss_is_ppos():
+    """A rollout of the current policy, sent through the buffer's way, must give v1's loss, gradient and targets."""
+    ppo, rollout, version = after(1, kl_coef=0.3, lam=0.8)
+    ppo.buffer.drop(ppo.buffer.held, "cleared")
+    ppo.buffer.add(rollout, version)
+    replayed, seen = ppo.refresh(ppo.buffer.sample(len(rollout), version, ppo.generator))
+    ppo.assign_credit(replayed)
+    order = [rollout.prompts.index(prompt) for prompt in replayed.prompts]
+    fresh = rollout.select(torch.tensor(order))
+    mask = fresh.mask[:, : replayed.mask.shape[1]]
+    assert seen["replay/ess"] == pytest.approx(1, abs=1e-4) and seen["replay/weight_max"] == pytest.approx(1, abs=1e-3)
+    for name in ("logprobs", "ref_logprobs", "rewards", "advantages", "returns"):
+        mine, expected = getattr(replayed, name), getattr(fresh, name)[:, : mask.shape[1]]
+        assert torch.allclose(mine[mask], expected[mask], atol=1e-3), f"on fresh data {name} are not PPO's"
+    gradients = []
+    for batch in (fresh, replayed):
+        loss, _ = ppo.loss(batch)
+        gradients.append((loss.item(), torch.autograd.grad(loss, list(ppo.policy.parameters()))))
+    assert gradients[0][0] == pytest.approx(gradients[1][0], abs=1e-4), "on fresh data the replay loss is not PPO's"
+    for a, b in zip(gradients[0][1], gradients[1][1], strict=True):
+        assert torch.allclose(a, b, atol=1e-3), "on fresh data the replay gradient is not PPO's"
+
+
+def test_credit_of_a_mixed_batch_by_hand():
+    ppo, rollout, version = after(3, gamma=0.9, lam=0.7, importance_cap=1.1, trace_cap=0.9, learning_rate=5e-3)
+    batch, seen = ppo.mix(rollout, version)
+    assert seen["replay/sampled"] > 0 and seen["replay/weight_max"] > 1.1, "the test needs weights beyond the cap"
+    fresh, old, mask = batch.ages == 0, batch.ages > 0, batch.mask
+    with torch.no_grad():
+        now = ppo.policy_logprobs(batch)
+    assert torch.allclose(batch.logprobs[mask], now[mask], atol=1e-3), "the clip is not centred on the current policy"
+    ratios = importance_ratios(batch.logprobs, batch.behaviour_logprobs, mask)
+    assert (ratios[fresh] == 1).all(), "fresh rows have ratios other than 1"
+    rewards = token_rewards(batch.scores, batch.logprobs, batch.ref_logprobs, mask, ppo.kl_coef)
+    assert torch.allclose(batch.rewards[old], rewards[old]), "the KL penalty is not that of the current policy"
+    advantages, targets = vtrace(rewards, batch.values, mask, batch.ended, ratios.clamp(max=0.9), 0.9, 0.7)
+    assert torch.allclose(batch.returns, targets, atol=1e-5), "the value targets are not V-trace's"
+    white = whiten(advantages, mask)
+    assert torch.allclose(batch.advantages, white * ratios.clamp(max=1.1), atol=1e-4), (
+        "the advantages are not whitened over the joint batch and weighted by the truncated ratio"
+    )
+
+
+@pytest.mark.parametrize(("correction", "centre"), [("coupled", "behaviour_logprobs"), ("none", None)])
+def test_the_uncorrected_variants(correction, centre):
+    ppo, rollout, version = after(2, correction=correction, learning_rate=2e-2)
+    batch, _ = ppo.mix(rollout, version)
+    old = batch.ages > 0
+    assert (batch.weights[old] == 1).all(), f"{correction} weighs replayed tokens"
+    if centre:
+        assert torch.equal(batch.logprobs, batch.behaviour_logprobs), "the coupled clip is not centred on μ"
+    else:
+        assert not torch.allclose(batch.logprobs[old], batch.behaviour_logprobs[old]), "π_k was not recomputed"
+
+
+def test_advantages_move_with_the_critic():
+    ppo, rollout, version = after(2)
+    state = ppo.generator.get_state(), ppo.buffer.state_dict()
+    saved = copy.deepcopy(state[1])
+    first, _ = ppo.mix(rollout, version)
+    torch.nn.init.normal_(ppo.critic.value_head.weight)
+    ppo.generator.set_state(state[0]), ppo.buffer.load_state_dict(saved)
+    ppo.estimate(rollout)
+    second, _ = ppo.mix(rollout, version)
+    old = first.ages > 0
+    assert not torch.allclose(first.returns[old], second.returns[old]), "replayed targets are frozen at sampling"
+
+
+def test_rollouts_enter_the_buffer_after_they_were_trained_on():
+    ppo = trainer()
+    ages = []
+    original = ppo.mix
+    ppo.mix = lambda rollout, version: ages.append(original(rollout, version)[0]) or (ages[-1], {})
+    ppo.train(PROMPTS)
+    for batch in ages[1:]:
+        assert batch.ages[:4].tolist() == [0] * 4, "the fresh rollout is not trained on"
+        assert (batch.ages[4:] > 0).all(), "a response is replayed in its own update"
+
+
+def test_limits_hold_over_a_run():
+    ppo = trainer(total_episodes=60, max_replay_reuse=2, staleness_threshold=3)
+    rows = []
+    ppo.train(PROMPTS, callback=lambda trainer, rollout, metrics: rows.append(metrics) and False)
+    assert max(row.get("replay/age_max", 0) for row in rows) <= 3, "a response is older than `staleness_threshold`"
+    assert max(row.get("replay/reuse_mean", 0) for row in rows) < 2
+    last = rows[-1]
+    assert last["efficiency/trained_responses"] == 60 + sum(row["replay/sampled"] for row in rows)
+    assert last["efficiency/generated_responses"] == 60
+    assert last["efficiency/reuse_ratio"] == last["efficiency/trained_responses"] / 60
+    assert last["objective/scores"] == pytest.approx(rows[-1]["objective/scores"])
+
+
+def test_scores_are_those_of_fresh_responses_only():
+    ppo = trainer()
+    seen = []
+    history = ppo.train(PROMPTS, callback=lambda trainer, rollout, metrics: seen.append(rollout) and False)
+    for rollout, metrics in zip(seen, history, strict=True):
+        assert len(rollout) == 4 and metrics["objective/scores"] == pytest.approx(rollout.scores.mean().item())
+
+
+def test_replay_fades_at_the_end():
+    ppo = trainer(replay_anneal=0.5, total_episodes=40)
+    assert [ppo.replay_size(version) for version in (1, 5, 6, 8, 10)] == [6, 6, 6, 4, 1]
+
+
+def test_far_rows_and_poor_weights_are_left_out():
+    ppo, rollout, version = after(2, max_replay_kl=1e-6)
+    batch, seen = ppo.mix(rollout, version)
+    assert batch is rollout and seen["replay/too_far"] > 0, "responses too far from the policy are trained on"
+    ppo, rollout, version = after(2, min_ess=1.0)
+    batch, seen = ppo.mix(rollout, version)
+    assert batch is rollout and seen["replay/ess"] < 1, "weights with too small an effective sample size are trained on"
+
+
+@pytest.mark.parametrize("extra", [{}, {"replay_priority": 0.7, "replay_keep_best": 0.2}, {"lora_rank": 4}])
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, extra):
+    settings = {**extra, "output_dir": str(tmp_path / "run"), "save_every": 1, "keep_last": 9}
+    whole = trainer(**settings)
+    whole.train(PROMPTS)
+    resumed = trainer(**{**settings, "output_dir": str(tmp_path / "again")},
+                      resume_from_checkpoint=tmp_path / "run/checkpoints/update-00000003")  # fmt: skip
+    resumed.train(PROMPTS)
+    assert comparable(whole.history) == comparable(resumed.history), "the resumed run's metrics differ"
+    assert all(map(torch.equal, weights(whole), weights(resumed))), "the resumed run's weights differ"
+    for name, field in whole.buffer.fields.items():
+        held = whole.buffer.held
+        assert torch.equal(field[held], resumed.buffer.fields[name][held]), f"the resumed buffer's {name} differ"
+
+
+def test_a_joined_rollout_keeps_every_row():
+    ppo, rollout, version = after(2)
+    short = rollout.select(torch.tensor([0]))
+    joined = concatenate([short, rollout], ppo.tokenizer.pad_token_id)
+    assert joined.prompts == short.prompts + rollout.prompts and torch.equal(joined.values[1:], rollout.values)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"correction": "decupled"}, "correction"),
+        ({"replay_bufer_size": 4}, "replay_buffer_size"),
+        ({"replay_sample_size": 2, "minibatch_size": 9}, "minibatch_size"),
+        ({"max_replay_reuse": 0}, "max_replay_reuse"),
+    ],
+)
+def test_wrong_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ReplayConfig(**{**{k: v for k, v in RUN.items()}, **settings})
