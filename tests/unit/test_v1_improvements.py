@@ -1,0 +1,39 @@
+"""The pages about v1 keep their word: its settings and defaults, and settings that move between the stages."""
+
+import ast
+import dataclasses
+import re
+
+import pytest
+
+import toc
+from ppo_lib.config import PPOConfig, PPOConfigV1
+
+TEXT = (toc.ROOT / "book/v1_improvements.md").read_text("utf8")
+TERM = re.compile(r"^`(\w+)` = `([^`]*)`\n: ", re.M)
+
+
+def added() -> dict:
+    basic = {field.name for field in dataclasses.fields(PPOConfig)}
+    return {name: value for name, value in dataclasses.asdict(PPOConfigV1()).items() if name not in basic}
+
+
+def test_every_setting_of_v1_is_on_the_page_with_its_default():
+    shown = [(name, ast.literal_eval(default)) for name, default in TERM.findall(TEXT)]
+    assert dict(shown) == added() and len(shown) == len(added())
+
+
+def test_every_setting_that_the_page_speaks_of_exists():
+    names = {field.name for field in dataclasses.fields(PPOConfigV1)}
+    methods = re.search(r"^\| method \|.*?\n\n", TEXT, re.S | re.M).group().strip().splitlines()[2:]
+    spoken = {name for line in methods for name in re.findall(r"`(\w+)`", line.rpartition(": ")[2])}
+    assert spoken and spoken <= names, spoken - names
+
+
+def test_settings_of_v0_are_read_by_v1_and_not_the_other_way(tmp_path):
+    PPOConfig(learning_rate=3e-4, seed=7).to_yaml(tmp_path / "v0.yaml")
+    read = PPOConfigV1.from_yaml(tmp_path / "v0.yaml")
+    assert (read.learning_rate, read.seed, read.save_every) == (3e-4, 7, PPOConfigV1().save_every)
+    PPOConfigV1().to_yaml(tmp_path / "v1.yaml")
+    with pytest.raises(ValueError, match="unknown setting"):
+        PPOConfig.from_yaml(tmp_path / "v1.yaml")
