@@ -2,7 +2,7 @@
 
     python benchmarks/soak.py
 
-The run is small (world `reviews`, 8 responses an update) and has everything on that writes or keeps something:
+The run is small (world `reviews`, 4 responses an update) and has everything on that writes or keeps something:
 evaluation, checkpoints, JSON lines and TensorBoard. Resident memory and open file descriptors are noted every 10
 updates. Growth is counted from update 200, when caches are warm, to the end, within one process. A run that was
 killed goes on from its last checkpoint when the same command is given again; growth is then that of the longest piece.
@@ -24,9 +24,9 @@ from ppo_lib import worlds
 from ppo_lib.ppo_v1 import PPOConfigV1, PPOTrainer
 
 SETTINGS = {
-    "batch_size": 8,
-    "minibatch_size": 8,
-    "num_ppo_epochs": 2,
+    "batch_size": 4,
+    "minibatch_size": 4,
+    "num_ppo_epochs": 1,
     "learning_rate": 2e-4,
     "lr_scheduler": "cosine",
     "warmup_updates": 20,

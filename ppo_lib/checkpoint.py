@@ -92,10 +92,13 @@ def load_checkpoint(folder: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} is no whole checkpoint: its {MANIFEST} cannot be read ({error})") from error
     for file, checksum in checksums.items():
-        if not (folder / file).is_file() or _sha256(folder / file) != checksum:
+        if _sha256(folder / file) != checksum:
             raise CheckpointError(f"{folder} is broken: {file} is missing or was changed; use an earlier checkpoint")
-    plain = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    return _unpack(plain, load_file(folder / TENSORS))
+    try:
+        plain = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        return _unpack(plain, load_file(folder / TENSORS))
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder} holds something else than a checkpoint ({error!r})") from error
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -117,8 +120,15 @@ def load_newest(folder: str | Path) -> tuple[dict[str, Any] | None, Path | None,
     return None, None, passed_over
 
 
-def prune(folder: str | Path, keep_last: int, keep: set[str]) -> None:
-    """Remove all checkpoints in `folder` but the last `keep_last` and those whose names are in `keep`."""
+def prune(folder: str | Path, newest: int, keep_last: int, keep: set[str]) -> None:
+    """Remove all checkpoints in `folder` but the last `keep_last` and those whose names are in `keep`.
+
+    The last one is that of the update `newest`. Later ones are broken, or of a run that was resumed from before
+    them and went another way: they are removed too.
+    """
+    for path in checkpoints(folder):
+        if path.name > name_of(newest):
+            shutil.rmtree(path)
     for path in checkpoints(folder)[:-keep_last]:
         if path.name not in keep:
             shutil.rmtree(path)
@@ -158,6 +168,29 @@ def fingerprint(*parts: Tensor | str) -> str:
     return digest.hexdigest()
 
 
+def table(rows: list[dict[str, float]]) -> dict[str, Any] | list[dict]:
+    """`rows` of numbers as one tensor: as nested JSON a long run's metrics would take twenty times the memory to write.
+
+    Rows with something else in them are left as they are.
+    """
+    if not all(isinstance(value, (int, float)) for row in rows for value in row.values()):
+        return rows
+    layouts: dict[tuple, int] = {}  # names and their order, and which values are whole numbers
+    kinds = (tuple((name, isinstance(value, int)) for name, value in row.items()) for row in rows)
+    which = [layouts.setdefault(kind, len(layouts)) for kind in kinds]
+    values = np.fromiter((value for row in rows for value in row.values()), np.float64, count=sum(map(len, rows)))
+    return {"layouts": list(layouts), "which": which, "values": torch.from_numpy(values)}
+
+
+def rows_of(table: dict[str, Any] | list[dict]) -> list[dict[str, float]]:
+    """The rows that `table` was given."""
+    if isinstance(table, list):
+        return table
+    values = iter(table["values"].tolist())
+    layouts = (table["layouts"][index] for index in table["which"])
+    return [{name: int(next(values)) if whole else next(values) for name, whole in layout} for layout in layouts]
+
+
 def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """`value` as JSON; its tensors go to `tensors` and leave their names behind."""
     if isinstance(value, Tensor):
@@ -186,9 +219,13 @@ def _unpack(plain: Any, tensors: dict[str, Tensor]) -> Any:
     return plain
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256(path: Path) -> str | None:
+    """None where the file is missing or the disk does not give it back."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def _flush(path: Path) -> None:

@@ -73,7 +73,7 @@ def state_of(trainer: "PPOTrainer") -> dict[str, Any]:
         "rng": checkpoint.rng_state(),
         "prompts": checkpoint.fingerprint(*trainer.batches.dataset.prompts),
         "waiting": trainer.batches.waiting,
-        "history": trainer.history,
+        "history": checkpoint.table(trainer.history),
         "evaluations": trainer.evaluations,
         "samples": trainer.samples,
         "best": dataclasses.asdict(trainer.best),
@@ -105,7 +105,8 @@ def restore(trainer: "PPOTrainer", state: dict[str, Any]) -> None:
         trainer.accelerator.scaler.load_state_dict(state["scaler"])
     trainer.kl_coef, trainer.run_id = state["kl_coef"], state["run_id"]
     trainer.generator.set_state(state["generator"])
-    trainer.history, trainer.evaluations, trainer.samples = state["history"], state["evaluations"], state["samples"]
+    trainer.history = checkpoint.rows_of(state["history"])
+    trainer.evaluations, trainer.samples = state["evaluations"], state["samples"]
     trainer.best = Best(**state["best"])
     trainer.skipped_steps, trainer.skipped_in_a_row = state["skipped"]
     trainer.micro_batch.size, trainer.forward_batch.size = state["sizes"]

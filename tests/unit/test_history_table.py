@@ -1,0 +1,28 @@
+"""A run's metrics travel in a checkpoint as one tensor, and come back as they were."""
+
+import math
+
+from ppo_lib import checkpoint
+
+
+def test_rows_come_back_with_their_names_order_types_and_bits(tmp_path):
+    rows = [
+        {"update": 1, "score": 0.1, "kl": -0.0},
+        {"update": 2, "score": 1 / 3, "kl": math.inf, "eval/score": 5e-324},
+        {"kl": 2.0, "score": 4.0, "update": 3},
+    ]
+    checkpoint.save_checkpoint(tmp_path, 3, {"history": checkpoint.table(rows)})
+    back = checkpoint.rows_of(checkpoint.load_newest(tmp_path)[0]["history"])
+    assert back == rows and math.copysign(1, back[0]["kl"]) == -1
+    assert [list(row) for row in back] == [list(row) for row in rows], "the order of the names was lost"
+    assert [[type(v) for v in row.values()] for row in back] == [[type(v) for v in row.values()] for row in rows]
+
+
+def test_nan_survives_and_no_rows_are_no_rows():
+    assert math.isnan(checkpoint.rows_of(checkpoint.table([{"loss": math.nan}]))[0]["loss"])
+    assert checkpoint.rows_of(checkpoint.table([])) == []
+
+
+def test_rows_with_texts_are_left_alone():
+    rows = [{"update": 1, "note": "from a callback"}]
+    assert checkpoint.rows_of(checkpoint.table(rows)) == rows
