@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import pickle
 import tempfile
 from pathlib import Path
 
@@ -74,6 +75,11 @@ def load_policy(
         raise ValueError(
             f"`model`={name!r} cannot be loaded: it is no embedded world, no folder with a whole saved model, "
             f"and no reachable Hugging Face id ({str(error).splitlines()[0]})"
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"`model`={name!r} cannot be loaded: its weights are pickled, with code that would run when they are "
+            "unpickled; take a model whose weights are safetensors"
         ) from error
     try:
         return policy, tokenizer or AutoTokenizer.from_pretrained(name)

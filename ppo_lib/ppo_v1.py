@@ -388,7 +388,7 @@ class PPOTrainer(ppo.PPOTrainer):
         def work() -> None:
             checkpoint.save_checkpoint(self.checkpoint_dir, len(self.history), self.state())
             best = set() if self.best.update is None else {checkpoint.name_of(self.best.update)}
-            checkpoint.prune(self.checkpoint_dir, self.config.keep_last, keep=best)
+            checkpoint.prune(self.checkpoint_dir, len(self.history), self.config.keep_last, keep=best)
 
         self._keep_running(work, "a checkpoint")
 

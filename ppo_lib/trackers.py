@@ -70,6 +70,7 @@ class JSONLines(GeneralTracker):
         for row in rows:
             writer.log(row)
         aside.replace(self.path)
+        self.waiting = writer.waiting
 
 
 class Console(GeneralTracker):

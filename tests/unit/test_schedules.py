@@ -91,7 +91,7 @@ def test_a_plateau_ignores_updates_without_evaluation_and_starts_after_the_warmu
         ("platau", {}, "did you mean 'plateau'"),
         ("StepLr", {"step_size": 1}, "did you mean 'StepLR'"),
         ("qqqq", {}, "known: linear, cosine"),
-        ("greedy", {}, "no such schedule"),
+        ("greedy", {}, "known: linear, cosine"),
         ("Optimizer", {}, "no such schedule"),
         ("cosine", {"num_cycle": 2}, "'num_cycle': 2.*unexpected keyword argument 'num_cycle'"),
         ("constant", {"gamma": 2}, "'gamma': 2.*a constant takes no keywords"),
