@@ -20,7 +20,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 def provenance(*more_packages: str) -> dict:
     """Everything needed to repeat a run, apart from its settings and seeds."""
     return {
-        "command": " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
+        "command": " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]).replace(f"{ROOT}/", ""),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _git("rev-parse", "HEAD"),
         "changed_since_commit": _git("status", "--porcelain", "--", "ppo_lib", "benchmarks/*.py").splitlines(),
