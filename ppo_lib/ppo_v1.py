@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -395,7 +396,7 @@ class PPOTrainer(ppo.PPOTrainer):
     def _keep_running(self, save: Callable[[], None], what: str) -> None:
         try:
             save()
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # the latter is how safetensors reports a full disk
             warnings.warn(
                 f"saving {what} after update {len(self.history)} failed ({error}): the run goes on, and would go on "
                 f"from {self._last_good()} if it died now; make room in `output_dir`",
