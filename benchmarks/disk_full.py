@@ -105,7 +105,8 @@ def run(kind: str, disk: Path, elsewhere: Path, seed: int) -> dict:
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer_in(disk / "run", seed).train(prompts, heldout, watch)
+        trainer = trainer_in(disk / "run", seed)
+        trainer.train(prompts, heldout, watch)
     said = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
     _, newest, passed_over = checkpoint.load_newest(copy / "checkpoints")
     whole_while_full = is_whole(newest)
@@ -125,6 +126,7 @@ def run(kind: str, disk: Path, elsewhere: Path, seed: int) -> dict:
         "resumed_from": went_on_from,
         "resumed_copy_identical": {name: same(copied[name], whole[name]) for name in whole},
         "run_itself_identical": {name: same(end[name], whole[name]) for name in whole},
+        "best_update": trainer.best.update,  # one within the full time could not be kept, and is not saved again
         **seen,
         "updates": UPDATES,
         "settings": SETTINGS,
