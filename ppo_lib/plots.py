@@ -5,6 +5,7 @@ told apart by colour-blind readers and seen on light and dark pages. Only scatte
 the smallest Plotly bundle can draw them.
 """
 
+import html
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-__all__ = ["PALETTE", "bars", "figure", "heat", "lines", "style", "training_figure"]
+__all__ = ["PALETTE", "bars", "figure", "heat", "lines", "standalone_page", "style", "training_figure"]
 
 PALETTE = ("#2b7bba", "#d55e00", "#009e73", "#b8629a", "#a6761d", "#7b7b7b")  # after Okabe and Ito (2008)
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -28,6 +29,9 @@ TRAINING_PANELS = {
     "loss/value_avg": "value loss",
     "val/ratio": "mean ratio",
 }
+# What v1 adds. The held-out score is there in some updates only; the others get a panel where they change.
+HELD_OUT = "eval/score"
+V1_PANELS = {HELD_OUT: "held-out score", "lr": "learning rate", "objective/kl_coef": "price of KL, β"}
 
 
 def style(fig: go.Figure, *, alt: str, caption: str, height: int | None = None) -> go.Figure:
@@ -200,44 +204,67 @@ def heat(
 def training_figure(history: Sequence[Mapping[str, float]]) -> go.Figure:
     """The trainer's metrics, one panel each, over the responses generated so far.
 
-    `history` is `PPOTrainer.history`: one mapping per update, under TRL's names. Metrics it lacks get no panel.
+    `history` is `PPOTrainer.history`: one mapping per update, under TRL's names. Metrics it lacks get no panel; a
+    metric that some updates lack (the held-out score) is joined from one that has it to the next.
 
     Raises:
         ValueError: `history` is empty, or has none of the known metrics.
     """
-    panels = {name: title for name, title in TRAINING_PANELS.items() if history and name in history[0]}
+    points = {name: _points(history, name) for name in (*TRAINING_PANELS, *V1_PANELS)}
+    panels = {name: title for name, title in TRAINING_PANELS.items() if points[name][1]}
+    for name, title in V1_PANELS.items():
+        if name == HELD_OUT and points[name][1] or len(set(points[name][1])) > 1:
+            panels[name] = title
     if not panels:
         raise ValueError("there is nothing to plot yet: `history` is empty or has no known metric; call `train` first")
-    episodes = [entry.get("episode", update) for update, entry in enumerate(history, start=1)]
     row_count = math.ceil(len(panels) / 2)
     fig = make_subplots(
         rows=row_count, cols=2, subplot_titles=list(panels.values()), horizontal_spacing=0.13,
         vertical_spacing=0.24 / row_count,
     )  # fmt: skip
     for index, (name, title) in enumerate(panels.items()):
+        xs, ys = points[name]
         fig.add_scatter(
-            x=episodes,
-            y=[entry.get(name) for entry in history],
+            x=xs,
+            y=ys,
             name=title,
-            mode="lines+markers" if len(history) < 40 else "lines",
+            mode="lines+markers" if len(xs) < 40 else "lines",
             marker={"size": 4},
             line={"color": PALETTE[index % len(PALETTE)], "width": 2},
             row=index // 2 + 1,
             col=index % 2 + 1,
         )
-    first, last = history[0], history[-1]
     changes = "; ".join(
-        f"{title} from {_short(first.get(name))} to {_short(last.get(name))}" for name, title in panels.items()
+        f"{title} from {_short(points[name][1][0])} to {_short(points[name][1][-1])}" for name, title in panels.items()
     )
     style(
         fig,
-        alt=f"Training metrics over {episodes[-1]} responses: {changes}.",
+        alt=f"Training metrics over {max(points[name][0][-1] for name in panels)} responses: {changes}.",
         caption="The run's metrics against the number of responses generated. Read score and KL together: "
         "a score that rises while KL runs away is bought with text the reference would not write.",
         height=60 + 190 * row_count,
     )
     fig.update_xaxes(title={"text": "responses generated", "font": {"size": 12}}, row=row_count)
     return fig.update_layout(showlegend=False)
+
+
+def standalone_page(fig: go.Figure, title: str) -> str:
+    """An HTML page of `fig` that holds Plotly itself and so needs no network."""
+    drawing = fig.to_html(full_html=False, include_plotlyjs=True, config={"responsive": True, "displaylogo": False})
+    alt, caption = (html.escape(fig.layout.meta[part]) for part in ("alt", "caption"))
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width"><style>:root{{color-scheme:light dark}'
+        f"</style></head><body><h1>{html.escape(title)}</h1>"
+        f'<figure><div role="img" aria-label="{alt}">{drawing}</div><figcaption>{caption}</figcaption></figure>'
+        "</body></html>\n"
+    )
+
+
+def _points(history: Sequence[Mapping[str, float]], name: str) -> tuple[list, list]:
+    """Where `history` has `name`: responses generated so far, and values."""
+    found = [(entry.get("episode", number), entry[name]) for number, entry in enumerate(history, 1) if name in entry]
+    return [x for x, _ in found], [y for _, y in found]
 
 
 def as_list(values: Any) -> list:

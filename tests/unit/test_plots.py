@@ -123,6 +123,25 @@ def test_training_figure_leaves_out_what_the_history_lacks():
     assert [trace.name for trace in figure.data] == ["score"]
 
 
+def test_training_figure_joins_the_sparse_held_out_score_and_shows_what_changes():
+    sparse = [
+        {"episode": 0, "eval/score": 0.1},
+        {"episode": 8, "objective/scores": 0.5, "lr": 1e-3, "objective/kl_coef": 0.05},
+        {"episode": 16, "objective/scores": None, "lr": 5e-4, "objective/kl_coef": 0.05, "eval/score": 0.4},
+    ]
+    score, held_out, rate = plots.training_figure(sparse).data
+    assert list(score.x) == [8, 16] and list(score.y) == [0.5, None], "a NaN is a gap"
+    assert (held_out.name, list(held_out.x), list(held_out.y)) == ("held-out score", [0, 16], [0.1, 0.4])
+    assert rate.name == "learning rate", "the price of KL stays as it is and needs no panel"
+
+
+def test_standalone_page_needs_no_network_and_can_be_read_aloud():
+    page = plots.standalone_page(FIGURES["training_figure"], "A <run>")
+    assert "<title>A &lt;run&gt;</title>" in page and 'aria-label="Training metrics over 96' in page
+    assert "Plotly.newPlot" in page and len(page) > 1_000_000, "plotly.js is inside"
+    assert '<script src="http' not in page and "cdn.plot.ly" not in page.split("plotly.js v")[0]
+
+
 @pytest.mark.parametrize("history", [[], [{"lr": 1.0}]])
 def test_training_figure_of_nothing_says_so(history):
     with pytest.raises(ValueError, match="call `train` first"):
