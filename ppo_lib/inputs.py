@@ -1,0 +1,162 @@
+"""What a run is given on the command line: settings, prompts, a reward, a checkpoint to go on from."""
+
+import argparse
+import json
+import runpy
+import shlex
+import warnings
+from pathlib import Path
+
+import pydantic
+import yaml
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from ppo_lib import checkpoint, worlds
+from ppo_lib.config import PRESETS, PPOConfigV1
+from ppo_lib.models import load_policy
+from ppo_lib.ppo_v1 import PPOTrainer
+from ppo_lib.rewards import RewardFunction, RewardModel
+
+
+def settings_from(preset: str | None, file: Path | None, changes: list[str]) -> dict:
+    """One mapping of settings: the preset's, over them the file's, over them the `name=value` of `changes`.
+
+    Raises:
+        ValueError: there is no such preset, the file is no YAML mapping, or a change has no `=`.
+    """
+    settings = {}
+    if preset:
+        PPOConfigV1.preset(preset)  # says which there are
+        settings |= mapping_in(PRESETS / f"{preset}.yaml")
+    if file:
+        settings |= mapping_in(file)
+    return settings | pairs(changes)
+
+
+def mapping_in(path: Path) -> dict:
+    """The settings in a YAML file. Only plain data is read: a tag that asks for an object is refused."""
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(settings or {}, dict):
+        raise ValueError(f"{path} holds a {type(settings).__name__}, not `name: value` lines")
+    return settings or {}
+
+
+def pairs(changes: list[str]) -> dict:
+    """`["seed=1", …]` as a mapping, each value read as YAML."""
+    settings = {}
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not equals:
+            raise ValueError(f"--set {change}: write name=value")
+        try:
+            settings[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {change}: the value is not YAML: {error}") from error
+    return settings
+
+
+def reward_function(place: str) -> RewardFunction:
+    """The function that `path/to/file.py:name` names; running the file is what the user asked for."""
+    file, colon, name = place.rpartition(":")
+    if not colon or not Path(file).is_file():
+        raise ValueError(f"--reward {place}: write path/to/file.py:function, the path of a file that exists")
+    function = runpy.run_path(file, run_name="reward").get(name)
+    if not callable(function):
+        raise ValueError(f"--reward {place}: {file} defines no function {name!r}")
+    return function
+
+
+def reward_of(config: PPOConfigV1, place: str | None) -> RewardFunction | None:
+    """The reward that is trained on: the function at `place`, else `reward_model`, else None for the world's own."""
+    if place:
+        return reward_function(place)
+    if config.reward_model:
+        model = AutoModelForSequenceClassification.from_pretrained(config.reward_model)
+        return RewardModel(model, AutoTokenizer.from_pretrained(config.reward_model))
+    if config.model not in worlds.NAMES:
+        raise ValueError(
+            f"`model`={config.model!r} is no embedded world and brings no reward: set `reward_model`, or name a "
+            "function with --reward path/to/file.py:function"
+        )
+    return None
+
+
+def prompts_of(config: PPOConfigV1) -> tuple[list[str], list[str] | None]:
+    """Prompts to train on and held-out ones, from the files that `config` names or from its world."""
+    world = worlds.load(config.model) if config.model in worlds.NAMES else None
+    if not config.train_prompts and not world:
+        raise ValueError(f"`model`={config.model!r} is no embedded world and brings no prompts: set `train_prompts`")
+    train = prompts_in(config.train_prompts) if config.train_prompts else world.prompts
+    if config.eval_prompts:
+        return train, prompts_in(config.eval_prompts)
+    return train, world.heldout_prompts if world else None
+
+
+def prompts_in(path: str) -> list[str]:
+    """The prompts in a file: the field "prompt" of JSON lines in a .jsonl file, else the lines that are not empty.
+
+    Raises:
+        ValueError: a line is not as it should be; the message names it.
+    """
+    prompts = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip() and path.endswith(".jsonl"):
+            try:
+                line = json.loads(line)["prompt"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f'{path}, line {number}: a JSON object with a field "prompt" is needed') from error
+        if not isinstance(line, str) or line.strip():
+            prompts.append(line)
+    return prompts
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path, dict]:
+    """The newest whole checkpoint of the run in `folder`, and the settings in it; says which ones it passed over."""
+    state, newest, passed_over = checkpoint.load_newest(folder / "checkpoints")
+    for reason in passed_over:
+        warnings.warn(f"passed over: {reason}", stacklevel=2)
+    if state is None:
+        raise ValueError(f"there is no whole checkpoint in {folder / 'checkpoints'}")
+    return newest, state["config"]
+
+
+def continued(folder: Path, changes: dict, reward: str | None, **others) -> tuple:
+    """The trainer of the newest whole checkpoint of the run in `folder`, with `changes` to its settings; its prompts.
+
+    Raises:
+        ValueError: there is none, or the run was trained on a reward function and none is named.
+    """
+    newest, settings = newest_checkpoint(folder)
+    needed = reward_named_before(folder)
+    if needed and not reward:
+        raise ValueError(f"the run was trained on a reward function: name it again, --reward {needed}")
+    config = pydantic.TypeAdapter(PPOConfigV1).validate_python(settings | changes)
+    trainer = PPOTrainer(None, reward_of(config, reward), config=config, resume_from_checkpoint=newest, **others)
+    return trainer, *prompts_of(config)
+
+
+def saved(model: str, changes: dict, reward: str | None) -> tuple:
+    """A trainer of saved weights, with the settings, prompts and reference of the run whose folder they are in."""
+    of_run = Path(model).parent / "config.yaml"
+    settings = mapping_in(of_run) if Path(model).is_dir() and of_run.exists() else {"model": model}
+    plain = {"output_dir": None, "report_to": [], "lora_rank": None, "frozen_dtype": "float32"}
+    config = pydantic.TypeAdapter(PPOConfigV1).validate_python(settings | plain | changes)
+    judge = reward_of(config, reward)
+    if config.model == model:
+        return PPOTrainer(None, judge, config=config), *prompts_of(config)
+    world = worlds.load(config.model) if config.model in worlds.NAMES else None
+    reference = world.model if world else load_policy(config.model)[0]
+    trainer = PPOTrainer(model, judge or world.reward, reference=reference.requires_grad_(False), config=config)
+    return trainer, *prompts_of(config)
+
+
+def reward_named_before(folder: Path) -> str | None:
+    """The --reward with which the run in `folder` was last started, if any: its checkpoints do not hold it."""
+    sessions = folder / "sessions.yaml"
+    commands = [session["command"] for session in yaml.safe_load(sessions.read_text())] if sessions.exists() else []
+    known = argparse.ArgumentParser(add_help=False)
+    known.add_argument("--reward")
+    return known.parse_known_args(shlex.split(commands[-1]))[0].reward if commands else None

@@ -1,0 +1,131 @@
+"""The plan of a run: what it will train, how long, what it will write, and the memory it needs; nothing is started."""
+
+import math
+from collections.abc import Iterable
+
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+
+from ppo_lib import worlds
+from ppo_lib.config import PPOConfigV1
+from ppo_lib.inputs import prompts_of
+from ppo_lib.memory_estimate import MODELS, PARTS, ShapesOnly, memory_by_moment
+from ppo_lib.rollout import encode_prompts
+
+ASSUMED_PROMPT = 64  # tokens, where no tokenizer is at hand
+TITLES = {
+    "weights": "weights of policy and critic", "reference": "reference", "gradients": "gradients",
+    "optimizer": "optimiser", "activations": "activations", "logits": "logits", "kv_cache": "key-value cache",
+}  # fmt: skip
+
+
+def plan(config: PPOConfigV1) -> str:
+    """The plan as text. Reads the model's configuration and tokenizer, not its weights, and writes nothing.
+
+    Raises:
+        ValueError: the model or the prompts cannot be found.
+    """
+    model_config, prompts, heldout, longest = inputs_of(config)
+    shapes = ShapesOnly(config, model_config)
+    moments = memory_by_moment(config, model_config, longest or ASSUMED_PROMPT)
+    rows = {
+        "output": config.output_dir or "nothing is written: set `output_dir`",
+        "model": config.model,
+        "  policy": parameters(shapes.policy),
+        "  critic": parameters(shapes.critic),
+        "  reference": "the policy with its adapters off"
+        if shapes.reference is shapes.policy
+        else parameters(shapes.reference),
+        "prompts": f"{count(prompts)} to train on, {count(heldout)} held out; the longest "
+        + (f"has {longest} tokens" if longest else f"is taken to have {ASSUMED_PROMPT} tokens"),
+        **schedule(config, bool(heldout)),
+        **disk(config, shapes, bool(heldout)),
+    }
+    lines = [f"{name:14}{value}" for name, value in rows.items()]
+    return "\n".join([*lines, "", *memory_table(moments)])
+
+
+def inputs_of(config: PPOConfigV1) -> tuple[PretrainedConfig, list[str] | None, list[str] | None, int | None]:
+    """The model's configuration, its prompts for training and held out, and the tokens of the longest of them all."""
+    if config.model == "smollm2":  # loading that world may download and convert it
+        return MODELS["SmolLM2-135M"], None, None, None
+    if config.model in worlds.NAMES:
+        world = worlds.load(config.model)
+        model_config, tokenizer = world.model.config, world.tokenizer
+    else:
+        try:
+            model_config = AutoConfig.from_pretrained(config.model)
+            tokenizer = AutoTokenizer.from_pretrained(config.model)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"`model`={config.model!r} cannot be found: {str(error).splitlines()[0]}") from error
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    prompts, heldout = prompts_of(config)
+    longest = encode_prompts(tokenizer, [*prompts, *(heldout or ())])[0].shape[1]
+    return model_config, prompts, heldout, longest
+
+
+def schedule(config: PPOConfigV1, evaluates: bool) -> dict[str, str]:
+    """Updates, responses, optimiser steps, evaluations."""
+    steps = config.num_ppo_epochs * math.ceil(config.rollout_size / config.step_size)
+    in_memory = f"{config.minibatch_size} in memory with gradients"
+    responses = config.num_updates * config.rollout_size
+    return {
+        "updates": f"{config.num_updates} of {config.rollout_size} responses, {responses} in all, of "
+        f"{config.max_new_tokens} tokens at most",
+        "steps": f"{config.num_updates * steps}: in each update {config.num_ppo_epochs} passes, "
+        f"{steps // config.num_ppo_epochs} of {config.step_size} responses each, {in_memory}",
+        "evaluations": f"{times(config, config.eval_every)}, sampled and greedy" if evaluates else "none",
+    }
+
+
+def disk(config: PPOConfigV1, shapes: ShapesOnly, evaluates: bool) -> dict[str, str]:
+    """Checkpoints, and the room that they and the models need at most."""
+    if not config.output_dir:
+        return {}
+    one = shapes.gradient_bytes + shapes.fixed["optimizer"]
+    kept = config.keep_last + evaluates
+    models = sum(4 * sum(p.numel() for p in unadapted(net)) for net in (shapes.policy, shapes.critic))
+    room = one * (kept + 1) + models * (2 + evaluates)  # each is written aside before it takes its place
+    best = ", and one at each new best" if evaluates else ""
+    return {
+        "checkpoints": f"{times(config, config.save_every)}{best}; {kept} are kept, {gb(one)} each",
+        "disk": f"{gb(room)} at most for checkpoints and models, while one is written",
+    }
+
+
+def times(config: PPOConfigV1, every: int) -> int:
+    """How often something is done before the first update, after every `every` ones and after the last."""
+    return 1 + math.ceil(config.num_updates / every)
+
+
+def memory_table(moments: dict[str, dict[str, int]]) -> list[str]:
+    """A line for each part and a column for each moment; the column that needs most is named."""
+    totals = {moment: sum(parts.values()) for moment, parts in moments.items()}
+    head = f"{'memory':30}" + "".join(f"{moment:>16}" for moment in moments)
+    lines = [f"  {TITLES[part]:28}" + "".join(f"{gb(moments[m][part]):>16}" for m in moments) for part in PARTS]
+    total = f"  {'together':28}" + "".join(f"{gb(size):>16}" for size in totals.values())
+    worst = max(totals, key=totals.get)
+    peak = f"peak: {gb(totals[worst])} ({worst}), without a reward model and the GPU's driver"
+    return [head, *lines, total, "", peak]
+
+
+def parameters(network: nn.Module) -> str:
+    """How many weights of which type `network` has, and how many of them are trained."""
+    found = list(network.parameters())
+    trained = sum(p.numel() for p in found if p.requires_grad)
+    types = " and ".join(sorted({str(p.dtype).removeprefix("torch.") for p in found}))
+    return f"{sum(p.numel() for p in found):,} weights, {types}; {trained:,} are trained"
+
+
+def unadapted(network: nn.Module) -> Iterable[nn.Parameter]:
+    """The weights of `network` that stay when its adapters are merged."""
+    return (parameter for name, parameter in network.named_parameters() if "lora_" not in name)
+
+
+def count(prompts: list[str] | None) -> str:
+    return "the world's" if prompts is None else str(len(prompts))
+
+
+def gb(size: float) -> str:
+    """Bytes as GB, or MB where there are few."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
