@@ -101,6 +101,7 @@ class Store:
         self.run = json.loads(self.path.read_text()) if self.path.exists() else {}
 
     def update(self, trainer: ppo.PPOTrainer) -> None:
+        """Store the updates so far, and bring `summary.json` up to date."""
         rows = read_csv(self.curve) if self.curve.exists() else []
         rows = [row for row in rows if row["seed"] != self.seed]
         rows += [{"seed": self.seed, **metrics} for metrics in trainer.history]
@@ -108,6 +109,7 @@ class Store:
         last = trainer.history[-1]
         print(last["update"], f"score {last['objective/scores']:.3f} KL {last['objective/kl']:.2f}", flush=True)
         self.note(updates_done=len(trainer.history), peak_mib=round(peak_mib(), 1))
+        summarise(self.path.parent, self.run["updates_planned"])
 
     def note(self, **more) -> None:
         self.run |= more
@@ -159,8 +161,9 @@ def summarise(results: Path, updates: int) -> dict:
     runs = []
     for path in sorted(results.glob("v?-seed*.json")):
         run, arm = json.loads(path.read_text()), path.name[:2]
-        rows = [row for row in read_csv(results / f"{arm}.csv") if row["seed"] == run["seed"]]
-        runs.append({"arm": arm, "finished": "held_out_after" in run, **run, **curve(rows)})
+        table = results / f"{arm}.csv"
+        rows = [row for row in read_csv(table) if row["seed"] == run["seed"]] if table.exists() else []
+        runs.append({"arm": arm, "finished": "held_out_after" in run, **run, **(curve(rows) if rows else {})})
     preset = dataclasses.asdict(ppo_v1.PPOConfigV1.preset("8gb"))
     plain = dataclasses.asdict(ppo_v1.PPOConfigV1())
     summary = {
@@ -204,6 +207,7 @@ def main(argv: list[str] | None = None) -> None:
     for arm in ARMS:
         if not (results / f"memory-{arm}.json").exists():
             subprocess.run([*command, f"--measure={arm}"], check=True)
+    summarise(results, arguments.updates)
     for seed in arguments.seeds:
         for arm in ARMS:
             stored = results / f"{arm}-seed{seed}.json"

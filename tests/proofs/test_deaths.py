@@ -1,0 +1,111 @@
+"""A checkpoint is written so that a death at any file operation leaves a whole one: every operation is tried.
+
+Beside it, small samples of the long proofs: runs killed and resumed, a full disk, memory that does not grow.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import toc
+from ppo_lib import checkpoint
+
+OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "os.listdir", "os.scandir")
+
+
+def save_some(folder: Path, updates: range) -> None:
+    for update in updates:
+        state = {"update": update, "weights": torch.full((50,), float(update))}
+        checkpoint.save_checkpoint(folder, update, state)
+        checkpoint.prune(folder, update, keep_last=2, keep=set())
+
+
+def dies_at(operation: int, folder: Path) -> bool:
+    """Save updates 3 to 5 in a child that is killed at its n-th operation on files in `folder`; whether it was."""
+    child = os.fork()
+    if child:
+        return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    count = 0
+
+    def hook(event, arguments):
+        nonlocal count
+        if event in OPERATIONS and str(folder) in str(arguments[0]):
+            count += 1
+            if count == operation:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    try:
+        sys.addaudithook(hook)
+        save_some(folder, range(3, 6))
+    finally:
+        os._exit(0)
+
+
+def test_a_death_at_any_file_operation_leaves_the_last_good_checkpoint(tmp_path):
+    operation, died, newest = 0, True, set()
+    while died:
+        operation += 1
+        folder = tmp_path / str(operation)
+        save_some(folder, range(1, 3))
+        died = dies_at(operation, folder)
+        left = {path.name for path in checkpoint.checkpoints(folder)}
+        state, path, passed_over = checkpoint.load_newest(folder)
+        assert state is not None, f"killed at operation {operation}, no checkpoint is left"
+        assert state["update"] >= 2 and path.name == max(left), f"killed at operation {operation}: {passed_over}"
+        assert torch.equal(state["weights"], torch.full((50,), float(state["update"])))
+        newest.add(state["update"])
+        save_some(folder, range(state["update"] + 1, 7))  # the run goes on, and sweeps up
+        assert sorted(path.name for path in folder.iterdir()) == ["update-00000005", "update-00000006"]
+    assert operation > 40 and newest == {2, 3, 4, 5}, "the operations were not counted"
+
+
+def program(name: str, *arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(toc.ROOT / "benchmarks" / name), *arguments],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_killed_runs_resume_and_end_as_if_nothing_had_happened(tmp_path):
+    places = [f"--results={tmp_path / 'results'}", f"--work={tmp_path / 'work'}"]
+    program("kill_and_resume.py", "--runs=2", "--updates=3", *places)
+    found = json.loads((tmp_path / "results/summary.json").read_text())
+    same = {name: value for name, value in found.items() if name.endswith("identical")}
+    assert found["runs_resumed_to_the_end"] == 2 and found["kills"] >= 2
+    assert set(same.values()) == {2}, f"a resumed run went another way: {same}"
+    assert found["broken_checkpoints_loaded"] == found["last_good_ones_lost"] == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of resources are POSIX's")
+def test_a_full_disk_is_said_and_survived(tmp_path):
+    program("disk_full.py", "--limit=file-size", f"--results={tmp_path}")
+    found = json.loads((tmp_path / "summary.json").read_text())["file-size"]
+    assert found["failed_saves"] == 2 and any("the run goes on" in text for text in found["said"]), found["said"]
+    assert found["whole_while_full"] and found["resumed_from"] == 3 and not found["half_written_left"]
+    assert all(found["resumed_copy_identical"].values()), "the checkpoint from before the full disk resumed elsewhere"
+    end = found["run_itself_identical"]
+    assert end["weights"] and end["metrics"] and end["state"], "the full disk changed what the run learned"
+
+
+def test_a_short_soak_leaks_no_files_and_logs_every_update(tmp_path):
+    places = [f"--results={tmp_path / 'results'}", f"--work={tmp_path / 'work'}"]
+    program("soak.py", "--updates=260", "--warm=50", *places)
+    found = json.loads((tmp_path / "results/summary.json").read_text())
+    assert found["growth"]["descriptor_growth"] == 0
+    assert found["growth"]["memory_growth"] < 0.02
+    assert found["log"] == {"rows": 261, "whole": True, "evaluations": 7, "evaluations_expected": 7}
+    assert found["tensorboard_updates"] == 260
+
+
+def test_the_overhead_is_measured_on_equal_work(tmp_path):
+    program("v1_overhead.py", "--pairs=2", f"--results={tmp_path}")
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert found["same_scores"], "v0 and v1 did different work: their times do not compare"
+    assert 0.5 < found["cpu_ratio"]["median"] < 1.5
