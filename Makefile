@@ -18,7 +18,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help environment node browser book site chapter test test-fast lint diffs setup strip colab parity worlds clean
+.PHONY: help environment node browser book site chapter test test-fast lint diffs setup strip colab parity worlds proof-kills proof-soak proof-disk bench-v1 clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -75,6 +75,21 @@ worlds: $(STAMP) ## rebuild the embedded weights elsewhere and compare them, byt
 
 parity: $(STAMP) ## compare with TRL, torchtune, torchrl and verl, each in its own environment (several GB)
 	$(PY) tests/parity/run.py --build $(BUILD)
+
+# The long proofs go on where they were stopped. Remove their folders in ppo_lib/stored/ and runs/ to begin anew.
+proof-kills: $(STAMP) ## 50 runs of v1 killed at random moments and while saving, resumed, compared bit for bit
+	$(PY) benchmarks/kill_and_resume.py
+
+proof-soak: $(STAMP) ## 5,000 updates of v1: does memory grow, do files stay open, is the log whole
+	OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(PY) benchmarks/soak.py
+
+proof-disk: $(STAMP) ## a disk that is full for a while, really (Linux) and by a limit on the size of files
+	$(PY) benchmarks/disk_full.py --limit file-system
+	$(PY) benchmarks/disk_full.py --limit file-size
+
+bench-v1: $(STAMP) ## v1 against v0: time per update, and memory and reward with the 8 GB preset (an hour)
+	$(PY) benchmarks/v1_overhead.py
+	$(PY) benchmarks/preset_8gb.py
 
 clean: ## remove what was built, the environments excepted
 	rm -rf $(BUILD)
