@@ -21,7 +21,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 .PHONY: help environment node browser book site chapter test test-fast lint diffs setup strip colab parity worlds proof-kills proof-soak proof-disk bench-v1 clean
 
 help: ## list the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 environment: $(STAMP) ## the virtual environment, pinned by constraints.txt
 
