@@ -254,7 +254,7 @@ def standalone_page(fig: go.Figure, title: str) -> str:
     alt, caption = (html.escape(fig.layout.meta[part]) for part in ("alt", "caption"))
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        '<meta name="viewport" content="width=device-width"><style>:root{{color-scheme:light dark}'
+        '<meta name="viewport" content="width=device-width"><style>:root{color-scheme:light dark}'
         f"</style></head><body><h1>{html.escape(title)}</h1>"
         f'<figure><div role="img" aria-label="{alt}">{drawing}</div><figcaption>{caption}</figcaption></figure>'
         "</body></html>\n"

@@ -1,0 +1,187 @@
+"""The command line: what it takes, what it prints, how it fails."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from ppo_lib import cli, inputs
+from ppo_lib.ppo_v1 import PPOTrainer
+
+SMALL = {
+    "batch_size": 4, "minibatch_size": 4, "num_ppo_epochs": 1, "max_new_tokens": 6, "total_episodes": 16,
+    "eval_every": 2, "save_every": 1, "eval_samples": 2,
+}  # fmt: skip
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """An empty folder to work in, with a small configuration, prompts and a reward."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(SMALL | {"eval_prompts": "held.txt"}))
+    (tmp_path / "held.txt").write_text("The film was\n\nI think\n")
+    (tmp_path / "judge.py").write_text("def length(prompts, responses):\n    return [len(r) / 9 for r in responses]\n")
+    return tmp_path
+
+
+def train(*words: str) -> int:
+    return cli.main(["train", "run.yaml", *words])
+
+
+def metrics_of(run) -> list[dict]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "eps"} for row in rows]
+
+
+def failing_in_update(number: int, fail, monkeypatch):
+    """Let `fail` happen in update `number` of the next run."""
+    whole = PPOTrainer.train_step
+
+    def step(self, prompts):
+        if len(self.history) + 1 == number:
+            fail()
+        return whole(self, prompts)
+
+    monkeypatch.setattr(PPOTrainer, "train_step", step)
+
+
+def test_train_eval_and_plot(work, capsys):
+    assert train("--set", "output_dir=out", "--set", "seed=3") == 0
+    assert "4 updates, score" in capsys.readouterr().out
+    assert yaml.safe_load((work / "out/config.yaml").read_text())["seed"] == 3
+    assert [row["update"] for row in metrics_of(work / "out")] == [0, 1, 2, 3, 4]
+
+    assert cli.main(["eval", "out", "--json"]) == 0
+    judged = json.loads(capsys.readouterr().out)
+    assert [row["prompt"] for row in judged["samples"]] == ["The film was", "I think"]
+    last = metrics_of(work / "out")[-1]
+    assert judged["metrics"]["eval/score"] == last["eval/score"], "the newest checkpoint is the end of the run"
+
+    assert cli.main(["eval", "out/model", "--json"]) == 0
+    of_weights = json.loads(capsys.readouterr().out)["metrics"]
+    assert of_weights["eval/kl"] == pytest.approx(last["eval/kl"], abs=1e-5), "against the model the run started from"
+
+    assert cli.main(["eval", "reviews", "--set", "eval_prompts=held.txt", "--set", "max_new_tokens=4"]) == 0
+    assert "score_greedy" in (shown := capsys.readouterr().out) and "'I think'" in shown
+
+    with open(work / "out/metrics.jsonl", "a") as file:
+        file.write('{"objective/scores": 0.')  # the run was killed here
+    assert cli.main(["plot", "out", "-o", "seen.html"]) == 0
+    page = (work / "seen.html").read_text()
+    assert "held-out score" in page and "Plotly.newPlot" in page and '<script src="http' not in page
+    assert cli.main(["resume", "out"]) == 0
+    assert "the run is complete: 4 updates" in capsys.readouterr().out
+
+
+def test_settings_of_the_command_line_win_over_the_file_and_the_file_over_the_preset(work):
+    (work / "more.yaml").write_text("batch_size: 2\nlora_rank: 4\n")
+    settings = inputs.settings_from("8gb", work / "more.yaml", ["lora_rank=2", "report_to=[console]"])
+    assert (settings["batch_size"], settings["lora_rank"], settings["report_to"]) == (2, 2, ["console"])
+    assert settings["gradient_accumulation_steps"] == 8, "the preset's own"
+
+
+def test_dry_run_shows_the_plan_and_touches_nothing(work, capsys):
+    before = sorted(work.rglob("*"))
+    assert train("--preset", "8gb", "--set", "gradient_accumulation_steps=2", "--dry-run") == 0
+    plan = capsys.readouterr().out
+    assert sorted(work.rglob("*")) == before
+    for words in (
+        "the policy with its adapters off",
+        "updates       2 of 8 responses, 16 in all",
+        "steps         2: in each update 1 passes, 1 of 8 responses each, 4 in memory",
+        "evaluations   2,",
+        "checkpoints   3, and one at each new best; 3 are kept",
+        "peak: ",
+    ):
+        assert words in plan
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "lerning_rate=1"], "did you mean `learning_rate`?"),
+        (["--set", "learning_rate=fast"], "`learning_rate`: Input should be a valid number"),
+        (["--set", "seed"], "write name=value"),
+        (["--set", "total_episodes=1"], "less than one rollout"),
+        (["--preset", "9gb"], "the presets are 8gb, 16gb, 32gb"),
+        (["--set", "model=nowhere/at-all", "--dry-run"], "nowhere/at-all"),
+        (["--set", "train_prompts=missing.txt"], "missing.txt"),
+        (["--reward", "judge.py:absent"], "defines no function 'absent'"),
+        (["--reward", "judge:length"], "path/to/file.py:function"),
+        (["--set", "reward=judge.py:length"], "unknown setting `reward`"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_code_2(work, capsys, words, message):
+    assert train(*words) == cli.BAD_INPUT
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1 and "Traceback" not in said
+
+
+def test_yaml_cannot_run_code(work, capsys):
+    (work / "run.yaml").write_text("seed: !!python/object/apply:pathlib.Path.touch [pwned]\n")
+    assert train() == cli.BAD_INPUT
+    assert "is not YAML" in capsys.readouterr().err and not (work / "pwned").exists()
+
+
+def test_prompts_from_lines_and_from_json_lines(work):
+    assert inputs.prompts_in("held.txt") == ["The film was", "I think"]
+    (work / "p.jsonl").write_text('{"prompt": "Two\\nlines", "id": 1}\n\n{"prompt": "One"}\n')
+    assert inputs.prompts_in("p.jsonl") == ["Two\nlines", "One"]
+    (work / "p.jsonl").write_text('{"prompt": "One"}\n{"text": "Two"}\n')
+    with pytest.raises(ValueError, match=r'p\.jsonl, line 2: .* field "prompt"'):
+        inputs.prompts_in("p.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("fail", "code", "word"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), 143, "stopped by SIGTERM"),
+        (lambda: os.kill(os.getpid(), signal.SIGINT), 130, "stopped by Ctrl-C"),
+        (lambda: 1 / 0, cli.RUN_FAILED, "the run failed: division by zero"),
+    ],
+)
+def test_a_run_that_ends_early_names_its_checkpoint_and_resumes_exactly(work, capsys, monkeypatch, fail, code, word):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started us deaf to it
+    assert train("--set", "output_dir=whole") == 0
+    with monkeypatch.context() as broken:
+        failing_in_update(3, fail, broken)
+        assert train("--set", "output_dir=cut") == code
+    said = capsys.readouterr().err
+    assert f"{word}, after 2 whole updates; the last checkpoint is {os.path.join('cut', 'checkpoints')}" in said
+    assert "go on with: python -m ppo_lib resume cut" in said and "Traceback" not in said
+    assert cli.main(["resume", "cut"]) == 0
+    assert metrics_of(work / "cut") == metrics_of(work / "whole")
+
+
+def test_debug_shows_the_traceback(work, monkeypatch):
+    failing_in_update(1, lambda: 1 / 0, monkeypatch)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["train", "run.yaml", "--debug", "--set", "output_dir=null"])
+
+
+def test_a_reward_function_must_be_named_again_on_resume(work, capsys, monkeypatch):
+    words = ["train", "run.yaml", "--reward=judge.py:length", "--set", "output_dir=out"]
+    monkeypatch.setattr(sys, "argv", ["ppo_lib", *words])
+    assert cli.main([*words, "--set", "total_episodes=8"]) == 0
+    assert cli.main(["resume", "out"]) == cli.BAD_INPUT
+    assert "name it again, --reward judge.py:length" in capsys.readouterr().err
+    assert cli.main(["resume", "out", "--reward", "judge.py:length", "--set", "total_episodes=16"]) == 0
+    out = capsys.readouterr()
+    assert "4 updates" in out.out and "warning: resumed with other settings" in out.err
+
+
+def test_resume_and_plot_of_nothing(work, capsys):
+    assert cli.main(["resume", "absent"]) == cli.BAD_INPUT
+    assert cli.main(["plot", "absent"]) == cli.BAD_INPUT
+    said = capsys.readouterr().err
+    assert "there is no whole checkpoint in absent" in said and "has no whole line yet" in said
+
+
+def test_it_is_a_program():
+    done = subprocess.run([sys.executable, "-m", "ppo_lib", "train", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "a configuration from elsewhere must not run code" in " ".join(done.stdout.split())
