@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     """Do what `argv` says (by default the process's arguments).
 
     Returns:
-        The exit code: 0; 2 for bad input; 1 for a run that failed; 130 for Ctrl-C, 143 for SIGTERM.
+        The exit code, which is 0, or 2 for bad input, 1 for a run that failed, 130 for Ctrl-C, 143 for SIGTERM.
     """
     arguments = parser().parse_args(argv)
     with warnings.catch_warnings(), sigterm_as_exception():

@@ -37,3 +37,16 @@ def test_settings_of_v0_are_read_by_v1_and_not_the_other_way(tmp_path):
     PPOConfigV1().to_yaml(tmp_path / "v1.yaml")
     with pytest.raises(ValueError, match="unknown setting"):
         PPOConfig.from_yaml(tmp_path / "v1.yaml")
+
+
+def test_presets_are_as_the_usage_guide_shows_them():
+    guide = (toc.ROOT / "book/usage_guide.md").read_text("utf8")
+    header, _, *rows = re.search(r"^\| setting \| 8gb .*?\n\n", guide, re.S | re.M).group().strip().splitlines()
+    names = [cell.strip() for cell in header.strip("| ").split("|")[1:]]
+    words = {"yes": True, "no": False, "none": None}
+    for row in rows:
+        setting, *cells = [cell.strip() for cell in row.strip("| ").split("|")]
+        for name, cell in zip(names, cells, strict=True):
+            value = getattr(PPOConfigV1.preset(name), re.search(r"`(\w+)`", setting).group(1))
+            shown = words[cell] if cell in words else type(value)(cell)
+            assert shown == value, f"the guide says {setting} = {cell} for {name}, the preset says {value}"
