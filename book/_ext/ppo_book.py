@@ -5,10 +5,13 @@
   a file or name that does not exist is a warning, and so fails the build.
 - `` {stored}`smollm2_vader/seed0/run.json#heldout_after.mean_score|.2f` `` writes a number of a stored result, so that
   prose cannot differ from it; a number that is not there fails the build in the same way.
+- The directive `{figure-from} ppo_lib.gallery.figure no_kl` shows in a Markdown page the Plotly figure, or the widget,
+  that a function of the library returns; words behind its name are its arguments.
 - Docstrings are prose with `` `code` `` in it: the API pages show them so.
 """
 
 import html
+import importlib
 import inspect
 import json
 import os
@@ -17,11 +20,13 @@ from dataclasses import is_dataclass
 from pathlib import Path
 
 from docutils import nodes
+from ipywidgets import DOMWidget
+from ipywidgets.embed import embed_data
 from myst_nb.core.render import MimeData, MimeRenderPlugin, NbElementRenderer, load_mime_renders
 from sphinx.application import Sphinx
 from sphinx.ext.napoleon import GoogleDocstring
 from sphinx.util import logging
-from sphinx.util.docutils import SphinxRole
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from ppo_lib import stored
 
@@ -72,6 +77,51 @@ class PlotlyRenderer(MimeRenderPlugin):
             LOGGER.warning("%s, cell %s: %s", source, data.cell_index, problem, type="ppo_book", subtype="plotly")
 
         return [nodes.raw("", figure_html(content, warn), format="html")]
+
+
+def json_script(kind: str, content: dict) -> str:
+    """A script element that holds JSON and runs nothing."""
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")
+    return f'<script type="application/vnd.jupyter.widget-{kind}+json">{text}</script>'
+
+
+class FigureFrom(SphinxDirective):
+    """The figure or widget that a function returns, in a page that is no notebook. One widget a page."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+    META = "ppo_scripts"  # the scripts that a page needs, among the page's metadata
+
+    def run(self) -> list[nodes.Node]:
+        path, *arguments = self.arguments[0].split()
+        module, _, name = path.rpartition(".")
+        shown = getattr(importlib.import_module(module), name)(*arguments)
+        scripts = self.env.metadata[self.env.docname].setdefault(self.META, [])
+        is_widget = isinstance(shown, DOMWidget)
+        if is_widget and "widgets.js" in scripts:
+            return [self.state.document.reporter.error(f"{path}: a second widget on one page", line=self.lineno)]
+        for script in ("vendor/plotly.min.js", "widgets.js" if is_widget else "plotly-figures.js"):
+            if script not in scripts:
+                scripts.append(script)
+        return [nodes.raw("", self.widget_html(shown) if is_widget else self.plot_html(shown), format="html")]
+
+    def plot_html(self, figure) -> str:
+        def warn(problem: str) -> None:
+            LOGGER.warning(problem, location=self.get_location(), type="ppo_book", subtype="plotly")
+
+        return figure_html(json.loads(figure.to_json()), warn)
+
+    @staticmethod
+    def widget_html(widget: DOMWidget) -> str:
+        data = embed_data(views=[widget], drop_defaults=False)
+        (view,) = data["view_specs"]
+        return f"<div>{json_script('state', data['manager_state'])}{json_script('view', view)}</div>"
+
+
+def add_figure_scripts(app: Sphinx, page: str, template: str, context: dict, doctree: nodes.document | None) -> None:
+    """Load in a page the scripts that its figures ask for, and in no other page."""
+    for priority, script in enumerate((context.get("meta") or {}).get(FigureFrom.META, []), 300):
+        app.add_js_file(script, priority=priority)
 
 
 class SourceRole(SphinxRole):
@@ -156,6 +206,8 @@ def setup(app: Sphinx) -> dict:
     if PlotlyRenderer not in renderers:
         renderers.append(PlotlyRenderer)
     app.add_role("src", SourceRole())
+    app.add_directive("figure-from", FigureFrom)
+    app.connect("html-page-context", add_figure_scripts)
     app.add_role("stored", StoredRole())
     app.connect("autodoc-process-docstring", docstring_to_rst)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
