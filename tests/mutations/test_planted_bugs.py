@@ -4,6 +4,9 @@ The catching test runs here with the bug inside and must fail with the message; 
 its own file. A bug that no test notices, or that a test notices without naming it, fails here.
 """
 
+import inspect
+import tempfile
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -214,23 +217,35 @@ def cases(test):
 def first_failure(test) -> str | None:
     """The message of the first case of `test` that fails, or None."""
     for arguments in cases(test):
-        try:
-            test(**arguments)
-        except AssertionError as error:
-            return str(error)
+        with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as monkeypatch:
+            fixtures = {"tmp_path": Path(folder), "monkeypatch": monkeypatch}
+            wanted = {name: fixtures[name] for name in inspect.signature(test).parameters if name in fixtures}
+            try:
+                test(**arguments, **wanted)
+            except AssertionError as error:
+                return str(error)
     return None
+
+
+def assert_caught_and_named(bug: Bug, bugs: list[Bug]) -> None:
+    """The test that should catch `bug` fails, and its message names this one of `bugs` alone."""
+    with planted(bug.function, bug.old, bug.new):
+        message = first_failure(bug.caught_by)
+    assert message is not None, f"nobody noticed: {bug.name}"
+    named = [other.name for other in bugs if other.message in message]
+    assert named == [bug.name], f"{bug.name} was noticed, but the message names {named or 'no bug'}: {message}"
+
+
+def assert_no_shared_message(bugs: list[Bug]) -> None:
+    messages = [bug.message for bug in bugs]
+    shared = sorted({message for message in messages if messages.count(message) > 1})
+    assert not shared, f"these messages name more than one bug, so they name none: {shared}"
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=[bug.name for bug in BUGS])
 def test_planted_bug_is_caught_and_named(bug):
-    with planted(bug.function, bug.old, bug.new):
-        message = first_failure(bug.caught_by)
-    assert message is not None, f"nobody noticed: {bug.name}"
-    named = [other.name for other in BUGS if other.message in message]
-    assert named == [bug.name], f"{bug.name} was noticed, but the message names {named or 'no bug'}: {message}"
+    assert_caught_and_named(bug, BUGS)
 
 
 def test_no_two_bugs_share_a_message():
-    messages = [bug.message for bug in BUGS]
-    shared = sorted({message for message in messages if messages.count(message) > 1})
-    assert not shared, f"these messages name more than one bug, so they name none: {shared}"
+    assert_no_shared_message(BUGS)

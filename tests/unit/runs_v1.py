@@ -17,7 +17,8 @@ TINY = dict(batch_size=4, minibatch_size=2, total_episodes=12, max_new_tokens=4,
 def make(policy=None, reward=vowels, stage=ppo_v1, tokenizer=None, **settings):
     """A trainer of `stage` on a tiny random policy, three updates long."""
     policy = policy or likely_eos(tiny_policy())
-    return stage.PPOTrainer(policy, reward, tokenizer=tokenizer or byte_tokenizer(), **{**TINY, **settings})
+    defaults = {} if settings.get("resume_from_checkpoint") else TINY  # a resumed run has its checkpoint's
+    return stage.PPOTrainer(policy, reward, tokenizer=tokenizer or byte_tokenizer(), **{**defaults, **settings})
 
 
 def make_v0(policy=None, reward=vowels, **settings):

@@ -53,11 +53,21 @@ def test_the_split_changes_neither_gradient_nor_metrics(lengths, size, seed):
     whole = gradients(ppo)
     split_metrics = ppo.accumulate(rows, size)
     error = (gradients(ppo) - whole).abs().max() / whole.abs().max()
-    assert error < 1e-6, f"accumulation takes a mean of means: the gradient is off by {error:.1e}"
+    assert error < 1e-6, f"the gradient depends on the micro-batches: it is off by {error:.1e}"
     for name, value in whole_metrics.items():
         assert split_metrics[name].item() == pytest.approx(value.item(), rel=1e-4, abs=1e-5), (
             f"{name} depends on the micro-batches"
         )
+
+
+def test_micro_batches_weigh_as_much_as_they_have_tokens():
+    ppo, rows = shared_trainer(), minibatch([1, 6])
+    whole_metrics = ppo.accumulate(rows, 2)
+    whole = gradients(ppo)
+    split_metrics = ppo.accumulate(rows, 1)
+    assert torch.allclose(gradients(ppo), whole, rtol=1e-3, atol=1e-6), "accumulation takes a mean of means"
+    mine, expected = (metrics["loss/value_avg"].item() for metrics in (split_metrics, whole_metrics))
+    assert mine == pytest.approx(expected, rel=1e-4), "metrics of micro-batches are not weighted by their tokens"
 
 
 def test_a_micro_batch_of_one_token_has_no_variance_of_its_own():

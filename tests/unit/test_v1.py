@@ -75,7 +75,8 @@ def test_evaluation_leaves_training_unchanged(reward):
         runs[-1].train(PROMPTS, held_out)
     plain, evaluated = runs
     assert len(evaluated.evaluations) == 4, "held-out prompts are not answered before, during and after the run"
-    assert_same_run(evaluated, plain, "evaluation changes training", names=plain.history[0].keys())
+    whose = "training's" if reward is vowels else "the process's"
+    assert_same_run(evaluated, plain, f"evaluation draws from {whose} random numbers", plain.history[0].keys())
 
 
 def test_evaluations_are_where_they_are_due_and_repeat_themselves():

@@ -1,0 +1,399 @@
+"""A resumed run is the run that was never interrupted: weights, metrics and logs, bit for bit."""
+
+import json
+import math
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from ppo_lib import checkpoint, resume
+from ppo_lib.checkpoint import CheckpointError
+from ppo_lib.data import PPODataset
+from ppo_lib.rewards import RewardError
+from tests.unit.runs_v1 import HELD_OUT, PROMPTS, assert_same_run, make, numbers, vowels, weights
+from tests.unit.tiny import tiny_policy
+
+THREE_UPDATES = dict(total_episodes=12, save_every=1, keep_last=9, learning_rate=1e-2)
+FOUR_UPDATES = THREE_UPDATES | dict(total_episodes=16)
+
+
+def moody(prompts, responses):
+    """A reward that draws from every generator of the process."""
+    mood = random.random() + np.random.rand() + np.random.randn() + torch.rand(()).item() + random.gauss(0, 1)
+    return [score + mood for score in vowels(prompts, responses)]
+
+
+def stirred():
+    """Other random numbers than any run has had: a resumed process starts with its own."""
+    random.seed(), np.random.seed(), torch.seed()
+
+
+def same(run, expected, mistake):
+    """The run, what it knows and what it wrote down are those expected."""
+    assert_same_run(run, expected, mistake)
+    assert run.evaluations == expected.evaluations, f"{mistake}: other evaluations"
+    assert run.samples == expected.samples, f"{mistake}: other sample texts"
+    assert (run.best, run.kl_coef) == (expected.best, expected.kl_coef), f"{mistake}: another best or another β"
+    assert (run.skipped_steps, run.skipped_in_a_row) == (expected.skipped_steps, expected.skipped_in_a_row), (
+        f"{mistake}: skipped steps are counted from anew"
+    )
+    mine, other = ([json.loads(x) for x in log(ppo).read_text().splitlines()] for ppo in (run, expected))
+    assert numbers(mine) == numbers(other), f"{mistake}: metrics.jsonl is another"
+
+
+def log(ppo):
+    return ppo.jsonl.path
+
+
+def resumed_at(folder, update, **arguments):
+    """The run in `folder`, resumed in a folder beside it from its checkpoint of `update`."""
+    stirred()
+    source = folder / "checkpoints" / checkpoint.name_of(update)
+    return make(resume_from_checkpoint=source, output_dir=f"{folder}-from-{update}", **arguments)
+
+
+def check_resume(tmp_path, points=(1,), held_out=None, reward=vowels, mistake="resumed", **settings):
+    stirred()
+    whole = make(tiny_policy(), reward, output_dir=str(tmp_path / "whole"), **THREE_UPDATES | settings)
+    whole.train(PROMPTS, held_out)
+    for update in points:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            again = resumed_at(tmp_path / "whole", update, policy=tiny_policy(), reward=reward)
+        assert len(again.history) == update, f"resumed from update {update} at update {len(again.history)}"
+        again.train(PROMPTS, held_out)
+        same(again, whole, f"{mistake} (resumed after update {update})")
+    return whole
+
+
+FEATURES = {
+    "nothing": dict(),
+    "cosine": dict(lr_scheduler="cosine", warmup_updates=1, mistake="the schedule is not restored"),
+    "plateau": dict(
+        lr_scheduler="plateau", lr_scheduler_kwargs={"factor": 0.5, "patience": 0}, warmup_updates=1, eval_every=1,
+        held_out=HELD_OUT, mistake="the plateau's patience or warm-up is not restored",
+    ),
+    "adaptive KL": dict(kl_target=0.5, kl_horizon=8, mistake="the adapted β is not restored"),
+    "LoRA": dict(lora_rank=2, frozen_dtype="bfloat16", mistake="the adapters are not restored"),
+    "bf16": dict(mixed_precision="bf16", activation_checkpointing=True, mistake="mixed precision resumes otherwise"),
+    "accumulation": dict(
+        batch_size=2, minibatch_size=1, gradient_accumulation_steps=2, mistake="accumulation resumes otherwise"
+    ),
+    "random rewards": dict(
+        reward=moody, held_out=HELD_OUT, eval_every=1, mistake="the random numbers of the process are not restored"
+    ),
+    "early stopping": dict(
+        eval_every=1, early_stopping_patience=9, held_out=HELD_OUT, mistake="the best score or patience is not restored"
+    ),
+    "kl_stop": dict(kl_stop=1e-3, group_size=2, total_episodes=24, mistake="an update that KL ended resumes otherwise"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_a_resumed_run_is_the_uninterrupted_one(feature, tmp_path):
+    check_resume(tmp_path, **FEATURES[feature])
+
+
+def test_all_features_together(tmp_path):
+    whole = check_resume(
+        tmp_path, points=(0, 2), reward=moody, held_out=HELD_OUT, eval_every=1, early_stopping_patience=9,
+        batch_size=1, group_size=2, minibatch_size=1, gradient_accumulation_steps=2, lora_rank=2,
+        mixed_precision="bf16", activation_checkpointing=True, response_logits_only=True, entropy_coef=0.01,
+        kl_target=0.5, kl_horizon=8, warmup_updates=1, lr_scheduler="plateau",
+        lr_scheduler_kwargs={"factor": 0.5, "patience": 0}, mistake="with all features on",
+    )  # fmt: skip
+    assert len({m["lr"] for m in whole.history}) > 1, "the test needs a learning rate that moves"
+
+
+def test_each_part_of_the_state_is_restored(tmp_path):
+    """A cheap look at each part, to say which one is missing where a resumed run is another."""
+
+    def stop(ppo, rollout, metrics):
+        ppo.skipped_steps, ppo.skipped_in_a_row = 5, 2
+        return True
+
+    def next_numbers(ppo):
+        of_numpy, of_torch = np.random.rand(), torch.rand(())
+        return {"training": torch.rand((), generator=ppo.generator), "Python": random.random(), "numpy": of_numpy,
+                "torch": of_torch}  # fmt: skip
+
+    ppo = make(
+        tiny_policy(), output_dir=str(tmp_path), eval_every=1, kl_target=0.5, kl_horizon=8, lr_scheduler="linear",
+        early_stopping_patience=9,
+    )  # fmt: skip
+    ppo.train([*PROMPTS, "A fifth"], HELD_OUT, stop)
+    waiting, expected = list(ppo.batches.waiting), next_numbers(ppo)
+    stirred()
+    again = make(tiny_policy(), output_dir=str(tmp_path), resume_from_checkpoint=True)
+    again.prepare(PPODataset([*PROMPTS, "A fifth"]))
+    assert again.history == ppo.history, "the history is not restored"
+    mine = weights(again)
+    assert all(torch.equal(weight, mine[name]) for name, weight in weights(ppo).items()), "the weights are not restored"
+    moments, saved = again.optimizer.state_dict()["state"], ppo.optimizer.state_dict()["state"]
+    assert moments.keys() == saved.keys(), "Adam's moments are not restored"
+    assert all(torch.equal(moments[i]["exp_avg"], saved[i]["exp_avg"]) for i in saved), "a moment of Adam is another"
+    assert again.schedule.state_dict() == ppo.schedule.state_dict(), "the schedule is not restored"
+    assert again.kl_coef == ppo.kl_coef != ppo.config.kl_coef, "the adapted β is not restored"
+    assert again.best == ppo.best, "best score and patience are not restored"
+    assert (again.skipped_steps, again.skipped_in_a_row) == (5, 2), "the counters of skipped steps are not restored"
+    assert len(waiting) == 1 and again.batches.waiting == waiting, "prompts of the interrupted pass are not restored"
+    numbers = next_numbers(again)
+    for name, number in expected.items():
+        assert numbers[name] == number, f"the random numbers of {name} are not restored"
+
+
+def test_the_order_of_the_prompts_is_restored(tmp_path):
+    """Five prompts in batches of four: a pass is always in the middle when the run dies."""
+    seen = {}
+
+    def run(prompts, responses):
+        seen.setdefault("now", []).append(list(prompts))
+        return vowels(prompts, responses)
+
+    prompts = [*PROMPTS, "A fifth"]
+    whole = make(tiny_policy(), run, output_dir=str(tmp_path / "whole"), **FOUR_UPDATES)
+    whole.train(prompts)
+    expected = seen.pop("now")[2:]
+    again = resumed_at(tmp_path / "whole", 2, policy=tiny_policy(), reward=run)
+    again.train(prompts)
+    assert seen["now"] == expected, "prompts of the pass that was interrupted are repeated or dropped"
+    same(again, whole, "the order of the prompts is not restored")
+
+
+def test_adams_moments_are_restored(tmp_path):
+    whole = make(tiny_policy(), output_dir=str(tmp_path / "whole"), **FOUR_UPDATES)
+    whole.train(PROMPTS)
+    again = resumed_at(tmp_path / "whole", 4, policy=tiny_policy())
+    saved, mine = whole.optimizer.state_dict()["state"], again.optimizer.state_dict()["state"]
+    assert saved.keys() == mine.keys(), "the optimiser's state is not restored"
+    for index, moments in saved.items():
+        for name, value in moments.items():
+            assert torch.equal(mine[index][name], value), f"Adam's {name} is not restored"
+
+
+def test_counters_are_restored(tmp_path):
+    ppo = make(output_dir=str(tmp_path / "run"), **FOUR_UPDATES)
+    ppo.skipped_steps, ppo.skipped_in_a_row, ppo.micro_batch.size, ppo.forward_batch.size = 5, 2, 1, 3
+    ppo.train(PROMPTS, callback=lambda *_: True)
+    again = make(output_dir=str(tmp_path / "run"), resume_from_checkpoint=True)
+    assert again.skipped_steps == 5, "the counter of skipped steps is not restored"
+    assert (again.micro_batch.size, again.forward_batch.size) == (1, 3), "sizes that fit in memory are found out again"
+    assert again.run_id == ppo.run_id, "a resumed run is logged under another id"
+
+
+# deaths
+
+
+def dies_at(call, reward=vowels):
+    """A reward that fails at its `call`-th call, from 1, and never again."""
+    calls = [0]
+
+    def failing(prompts, responses):
+        calls[0] += 1
+        if calls[0] == call:
+            raise KeyError("the reward's server is down")
+        return reward(prompts, responses)
+
+    return failing
+
+
+def test_a_run_that_died_and_was_resumed_twice_is_the_whole_one(tmp_path):
+    """It dies in update 2, is resumed from update 1, dies in update 4 and is resumed from update 3."""
+    settings = FOUR_UPDATES | dict(warmup_updates=1, lr_scheduler="linear")
+    whole = make(tiny_policy(), output_dir=str(tmp_path / "whole"), **settings)
+    whole.train(PROMPTS)
+    run = make(tiny_policy(), dies_at(2), output_dir=str(tmp_path / "run"), **settings)
+    with pytest.raises(RewardError) as caught:
+        run.train(PROMPTS)
+    notes = "".join(caught.value.__notes__)
+    assert "with `resume_from_checkpoint` the run goes on from" in notes and "update-00000001" in notes, (
+        "a run that dies does not say where it can go on from"
+    )
+    stirred()
+    run = make(tiny_policy(), dies_at(3), output_dir=str(tmp_path / "run"), resume_from_checkpoint=True)
+    with pytest.raises(RewardError):
+        run.train(PROMPTS)
+    stirred()
+    run = make(tiny_policy(), output_dir=str(tmp_path / "run"), resume_from_checkpoint=True)
+    run.train(PROMPTS)
+    same(run, whole, "resumed twice")
+
+
+def test_updates_after_the_last_checkpoint_are_cut_from_the_log_and_done_again(tmp_path):
+    settings = FOUR_UPDATES | dict(save_every=2)
+    whole = make(tiny_policy(), output_dir=str(tmp_path / "whole"), **settings)
+    whole.train(PROMPTS)
+    run = make(tiny_policy(), dies_at(4), output_dir=str(tmp_path / "run"), **settings)
+    with pytest.raises(RewardError):
+        run.train(PROMPTS)
+    assert len(log(run).read_text().splitlines()) == 3, "the test needs a log that is ahead of its checkpoint"
+    with open(log(run), "a") as file:
+        file.write('{"update": 4, "obj')  # the line that was being written
+    run = make(tiny_policy(), output_dir=str(tmp_path / "run"), resume_from_checkpoint=True)
+    run.train(PROMPTS)
+    same(run, whole, "updates after the last checkpoint are logged twice, or half")
+
+
+def test_broken_checkpoints_are_passed_over_and_replaced(tmp_path):
+    settings = FOUR_UPDATES | dict(keep_last=2)
+    whole = make(tiny_policy(), output_dir=str(tmp_path / "whole"), **settings)
+    whole.train(PROMPTS)
+    run = make(tiny_policy(), output_dir=str(tmp_path / "run"), **FOUR_UPDATES)
+    run.train(PROMPTS)
+    folder = tmp_path / "run" / "checkpoints"
+    for update in (2, 3, 4):
+        (folder / checkpoint.name_of(update) / checkpoint.TENSORS).write_bytes(b"broken")
+    with pytest.warns(UserWarning) as warned:
+        run = make(tiny_policy(), output_dir=str(tmp_path / "run"), resume_from_checkpoint=True, keep_last=2)
+    said = [str(warning.message) for warning in warned if "passed over" in str(warning.message)]
+    assert len(said) == 3 and all("tensors.safetensors" in text for text in said), "broken checkpoints are not named"
+    assert len(run.history) == 1, "not resumed from the newest whole checkpoint"
+    run.train(PROMPTS, callback=lambda ppo, rollout, metrics: metrics["update"] == 2)
+    found, path, _ = checkpoint.load_newest(folder)
+    assert found and path.name == "update-00000002", "broken later checkpoints pushed out the one just saved"
+    run = make(tiny_policy(), output_dir=str(tmp_path / "run"), resume_from_checkpoint=True)
+    run.train(PROMPTS)
+    same(run, whole, "resumed past broken checkpoints")
+
+
+def test_only_broken_checkpoints_are_an_error(tmp_path):
+    make(output_dir=str(tmp_path), **FOUR_UPDATES).train(PROMPTS, callback=lambda *_: True)
+    for path in checkpoint.checkpoints(tmp_path / "checkpoints"):
+        (path / checkpoint.MANIFEST).unlink()
+    with pytest.warns(UserWarning, match="passed over"), pytest.raises(CheckpointError, match="no whole checkpoint in"):
+        make(output_dir=str(tmp_path), resume_from_checkpoint=True)
+
+
+# where there is nothing to do, or nothing to go on from
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path):
+    whole = make(tiny_policy(), output_dir=str(tmp_path), **FOUR_UPDATES)
+    whole.train(PROMPTS)
+    before = {path: path.read_bytes() for path in [log(whole), *(tmp_path / "checkpoints").rglob("*.safetensors")]}
+    again = make(tiny_policy(), output_dir=str(tmp_path), resume_from_checkpoint=True)
+    assert again.train(PROMPTS) == [], "a finished run does more updates when it is resumed"
+    same(again, whole, "resuming a finished run")
+    after = {path: path.read_bytes() for path in [log(again), *(tmp_path / "checkpoints").rglob("*.safetensors")]}
+    assert after == before, "resuming a finished run rewrites its files"
+
+
+def test_a_finished_run_can_be_made_longer(tmp_path):
+    longer = FOUR_UPDATES | dict(total_episodes=24)
+    whole = make(tiny_policy(), output_dir=str(tmp_path / "whole"), **longer)
+    whole.train(PROMPTS)
+    make(tiny_policy(), output_dir=str(tmp_path / "run"), **FOUR_UPDATES).train(PROMPTS)
+    with pytest.warns(UserWarning, match=r"other settings than the run had \(total_episodes\)"):
+        again = make(tiny_policy(), output_dir=str(tmp_path / "run"), resume_from_checkpoint=True, total_episodes=24)
+    assert len(again.train(PROMPTS)) == 2, "`total_episodes` does not lengthen a finished run"
+    same(again, whole, "a run made longer, at a constant learning rate,")
+
+
+def falling(prompts, responses):
+    falling.score -= 1
+    return [falling.score] * len(responses)
+
+
+def test_an_early_stopped_run_stays_stopped(tmp_path):
+    falling.score = 0
+    settings = FOUR_UPDATES | dict(eval_every=1, early_stopping_patience=2)
+    run = make(output_dir=str(tmp_path), eval_reward=falling, **settings)
+    run.train(PROMPTS, HELD_OUT)
+    assert len(run.history) == 3, "the test needs a run that stops early"
+    again = make(output_dir=str(tmp_path), resume_from_checkpoint=True)
+    assert again.best == run.best, "the best score or patience is not restored"
+    assert again.train(PROMPTS, HELD_OUT) == [], "a run that was stopped early goes on when it is resumed"
+
+
+def test_patience_goes_on_counting(tmp_path):
+    """One evaluation without a new best before the checkpoint, one after it: two are the patience."""
+    falling.score = 0
+    settings = FOUR_UPDATES | dict(total_episodes=40, eval_every=1, early_stopping_patience=2)
+    run = make(output_dir=str(tmp_path), eval_reward=falling, **settings)
+    run.train(PROMPTS, HELD_OUT, callback=lambda ppo, rollout, metrics: metrics["update"] == 2)
+    again = make(output_dir=str(tmp_path), eval_reward=falling, resume_from_checkpoint=True)
+    again.train(PROMPTS, HELD_OUT)
+    assert len(again.history) == 3, "patience starts anew when a run is resumed"
+
+
+def test_nothing_to_go_on_from(tmp_path):
+    fresh = make(output_dir=str(tmp_path / "new"), resume_from_checkpoint=True)
+    assert len(fresh.train(PROMPTS)) == 3, "resume_from_checkpoint=True does not start afresh in an empty folder"
+    with pytest.raises(CheckpointError, match="there is no whole checkpoint in .*nowhere"):
+        make(resume_from_checkpoint=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="`resume_from_checkpoint`=True looks in `output_dir`: set it"):
+        make(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="holds an earlier run"):
+        make(output_dir=str(tmp_path / "new")).train(PROMPTS)
+
+
+def test_the_three_ways_to_name_a_checkpoint(tmp_path):
+    make(tiny_policy(), output_dir=str(tmp_path), **FOUR_UPDATES).train(PROMPTS)
+    one = tmp_path / "checkpoints" / checkpoint.name_of(2)
+    for wanted, update in ((True, 4), (tmp_path, 4), (str(tmp_path), 4), (one, 2), (str(one), 2)):
+        ppo = make(tiny_policy(), output_dir=str(tmp_path), resume_from_checkpoint=wanted)
+        assert len(ppo.history) == update, f"{wanted} is resumed from update {len(ppo.history)}, not {update}"
+
+
+# what does not belong together
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run of two updates; another with adapters."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, extra in (("plain", {}), ("lora", dict(lora_rank=2))):
+        settings = FOUR_UPDATES | extra | dict(total_episodes=8)
+        make(tiny_policy(), output_dir=str(folder / name), **settings).train(PROMPTS)
+    return folder
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS[::-1], PROMPTS[:-1], [*PROMPTS, "more"]])
+def test_other_prompts_are_refused(folder, prompts):
+    ppo = make(tiny_policy(), resume_from_checkpoint=folder / "plain", output_dir=None, total_episodes=16)
+    with pytest.raises(CheckpointError, match="the prompts are not those of .*: pass the same, in the same order"):
+        ppo.train(prompts)
+
+
+@pytest.mark.parametrize("policy", [lambda: tiny_policy("gpt2"), lambda: tiny_policy(num_hidden_layers=1)])
+def test_another_model_is_refused(folder, policy):
+    with pytest.raises(CheckpointError, match="the checkpoint is not of the model .*: pass its own `model`"):
+        make(policy(), resume_from_checkpoint=folder / "plain", output_dir=None)
+
+
+@pytest.mark.parametrize(("run", "settings"), [("plain", dict(lora_rank=2)), ("lora", dict(lora_rank=None))])
+def test_adapters_where_there_were_none_are_refused(folder, run, settings):
+    with pytest.warns(UserWarning, match="lora_rank"), pytest.raises(CheckpointError, match="is not of the model"):
+        make(tiny_policy(), resume_from_checkpoint=folder / run, output_dir=None, **settings)
+
+
+@pytest.mark.parametrize("run", ["plain", "lora"])
+def test_another_reference_is_refused(folder, run):
+    with pytest.raises(CheckpointError, match="the reference is not the one .*: pass the model that the run started"):
+        make(tiny_policy(seed=1), resume_from_checkpoint=folder / run, output_dir=None)
+
+
+def test_other_settings_are_used_with_a_warning_and_free_ones_without(folder):
+    with pytest.warns(UserWarning, match=r"resumed with other settings than the run had \(learning_rate\)"):
+        ppo = make(tiny_policy(), resume_from_checkpoint=folder / "plain", learning_rate=0.5, output_dir=None)
+    assert ppo.config.learning_rate == 0.5, "a setting that is given is not used"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        ppo = make(tiny_policy(), resume_from_checkpoint=folder / "plain", output_dir=None, save_every=3, keep_last=7)
+    assert (ppo.config.save_every, ppo.config.learning_rate) == (3, 1e-2), "settings are not those of the checkpoint"
+
+
+def test_a_checkpoint_holds_everything_that_changes(tmp_path):
+    """Nothing that the trainer carries from update to update is missing from its checkpoints."""
+    ppo = make(output_dir=str(tmp_path), eval_every=1, **FOUR_UPDATES)
+    ppo.train(PROMPTS, HELD_OUT)
+    state = resume.state_of(ppo)
+    for name in ("weights", "optimizer", "schedule", "kl_coef", "generator", "waiting", "best", "skipped", "sizes"):
+        assert state.get(name) is not None, f"{name} is missing from a checkpoint"
+    assert math.isfinite(state["best"]["score"]), "the best score is not the one of the run"
+    assert set(state["weights"]) == {*(f"policy.{n}" for n, _ in ppo.policy.named_parameters()),
+                                     *(f"critic.{n}" for n, _ in ppo.critic.named_parameters())}  # fmt: skip
+    assert weights(ppo).keys(), "a trainer has weights"
