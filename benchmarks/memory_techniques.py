@@ -155,8 +155,7 @@ def main(argv: list[str] | None = None) -> None:
     path = results / "run.json"
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     done = {(row["stage"], row["technique"], row["micro_batch"]) for row in rows}
-    # v1 without any technique is v0, so that run is not repeated.
-    plan = [("v0", "plain", 8), ("v1", "8gb", 1), ("v1", "plain", 1)]
+    plan = [("v0", "plain", 8), ("v1", "8gb", 1), ("v1", "plain", 1), ("v1", "plain", 8)]
     plan += [("v1", technique, RESPONSES) for technique in TECHNIQUES if technique != "plain"]
     for stage, technique, size in plan:
         if (stage, technique, size) in done:
