@@ -91,7 +91,7 @@ CASES = {
         bug=(
             PPOTrainer.loss,
             "logprobs = logprobs_of(logits, minibatch.response_ids)",
-            "logprobs = logprobs_of(logits, minibatch.response_ids)\n        old = logprobs.detach()",
+            "logprobs = logprobs_of(logits, minibatch.response_ids)\n    old = logprobs.detach()",
         )
     ),
     "loss_sign": Case(bug=(losses.policy_loss, "return -masked_mean", "return masked_mean")),
