@@ -7,7 +7,7 @@ import re
 import pytest
 
 import toc
-from ppo_lib.config import PPOConfig, PPOConfigV1
+from ppo_lib.config import PRESETS, PPOConfig, PPOConfigV1
 
 TEXT = (toc.ROOT / "book/v1_improvements.md").read_text("utf8")
 TERM = re.compile(r"^`(\w+)` = `([^`]*)`\n: ", re.M)
@@ -50,3 +50,7 @@ def test_presets_are_as_the_usage_guide_shows_them():
             value = getattr(PPOConfigV1.preset(name), re.search(r"`(\w+)`", setting).group(1))
             shown = words[cell] if cell in words else type(value)(cell)
             assert shown == value, f"the guide says {setting} = {cell} for {name}, the preset says {value}"
+    for name in names:
+        comment = (PRESETS / f"{name}.yaml").read_text("utf8")
+        model, peak = re.search(r"# (\S+) with prompts and responses of 256 tokens: (.* GB)", comment).groups()
+        assert f"- `{name}` with {model}: {peak}\n" in guide, f"the preset {name} promises {peak} with {model}"
