@@ -24,7 +24,7 @@ function makeSlider(label, texts, index, moved) {
     moved(Number(input.value));
   });
   const longest = Math.max(...texts.map((text) => text.length));
-  output.style.minWidth = `${longest}ch`;
+  output.style.minWidth = `min(${longest}ch, 40vw)`; // long texts break on a phone
   show(index);
   return { row: make("div", { class: "ppo-control" }, make("label", { for: id }, label), input, output), show };
 }
