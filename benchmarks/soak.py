@@ -4,8 +4,10 @@
 
 The run is small (world `reviews`, 4 responses an update) and has everything on that writes or keeps something:
 evaluation, checkpoints, JSON lines and TensorBoard. Resident memory and open file descriptors are noted every 10
-updates. Growth is counted from update 200, when caches are warm, to the end, within one process. A run that was
-killed goes on from its last checkpoint when the same command is given again; growth is then that of the longest piece.
+updates. Growth is counted from update 200, when caches are warm, to the end, within one process: that of memory that is
+no file's, as a share of all resident memory at the start. (A busy system takes pages of files back, which would hide
+growth.) A run that was killed goes on from its last checkpoint when the same command is given again; growth is then
+that of the longest piece.
 """
 
 import argparse
@@ -39,9 +41,11 @@ NOTE_EVERY = 10  # updates
 WINDOW = 10  # notes whose median stands for "at the start" and "at the end"
 
 
-def resident_mib() -> float:
-    """Memory of this process that is in RAM, in MiB."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+def memory_mib() -> dict[str, float]:
+    """Memory of this process that is in RAM, all of it and the part that is no file's, in MiB."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    fields = {"resident_mib": "VmRSS", "anonymous_mib": "RssAnon"}
+    return {name: int(status[field].split()[0]) / 1024 for name, field in fields.items()}
 
 
 def open_files() -> int:
@@ -55,15 +59,15 @@ def growth(rows: list[dict], warm: int, window: int = WINDOW) -> dict:
     piece = [row for row in piece if row["update"] >= piece[0]["update"] - NOTE_EVERY + warm]
     if len(piece) < 2 * window:
         return {}
-    first = statistics.median(row["resident_mib"] for row in piece[:window])
-    last = statistics.median(row["resident_mib"] for row in piece[-window:])
+    found = {"from_update": piece[0]["update"], "to_update": piece[-1]["update"]}
+    for name in ("resident_mib", "anonymous_mib"):
+        found[f"{name}_first"] = round(statistics.median(row[name] for row in piece[:window]), 2)
+        found[f"{name}_last"] = round(statistics.median(row[name] for row in piece[-window:]), 2)
+        found[f"{name}_highest"] = round(max(row[name] for row in piece), 2)
+    grown = found["anonymous_mib_last"] - found["anonymous_mib_first"]
     return {
-        "from_update": piece[0]["update"],
-        "to_update": piece[-1]["update"],
-        "resident_mib_first": round(first, 2),
-        "resident_mib_last": round(last, 2),
-        "resident_mib_highest": round(max(row["resident_mib"] for row in piece), 2),
-        "memory_growth": round(last / first - 1, 5),
+        **found,
+        "memory_growth": round(grown / found["resident_mib_first"], 5),
         "descriptors_first": piece[0]["open_files"],
         "descriptors_last": piece[-1]["open_files"],
         "descriptors_highest": max(row["open_files"] for row in piece),
@@ -137,7 +141,7 @@ def main(argv: list[str] | None = None) -> dict:
     def note(trainer, rollout, metrics) -> None:
         update = metrics["update"]
         if update % NOTE_EVERY == 0:
-            noted = {"resident_mib": resident_mib(), "open_files": open_files()}
+            noted = {**memory_mib(), "open_files": open_files()}
             rows.append({"update": update, "session": session, **noted, "score": metrics["objective/scores"]})
         if update % 100 == 0:
             print({**store()["growth"], "update": update, **rows[-1]}, flush=True)

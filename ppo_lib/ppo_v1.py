@@ -27,7 +27,7 @@ from ppo_lib.ppo import Metrics
 from ppo_lib.rewards import RewardFunction, RewardModel, as_reward
 from ppo_lib.rollout import Rollout, concatenate
 from ppo_lib.schedules import Schedule
-from ppo_lib.trackers import Console, JSONLines, append_yaml, log_samples, run_facts
+from ppo_lib.trackers import Console, JSONLines, append_yaml, log_samples, run_facts, slim
 
 __all__ = ["PPOConfigV1", "PPODataset", "PPOTrainer"]
 
@@ -366,6 +366,10 @@ class PPOTrainer(ppo.PPOTrainer):
         wandb = {"dir": config.output_dir, "mode": config.wandb_mode, "id": self.run_id, "resume": "allow"}
         tensorboard = {"purge_step": len(self.history) + 1}  # hide what a killed run wrote after its checkpoint
         self.accelerator.init_trackers(config.project, plain, {"wandb": wandb, "tensorboard": tensorboard})
+
+    def log(self, metrics: Metrics) -> None:
+        super().log(metrics)
+        self.history[-1] = slim(metrics)  # else a run of thousands of updates grows by megabytes
 
     def record(self, metrics: Metrics) -> None:
         """Send metrics to every tracker."""

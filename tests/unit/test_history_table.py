@@ -1,8 +1,10 @@
 """A run's metrics travel in a checkpoint as one tensor, and come back as they were."""
 
 import math
+import sys
 
 from ppo_lib import checkpoint
+from ppo_lib.trackers import slim
 
 
 def test_rows_come_back_with_their_names_order_types_and_bits(tmp_path):
@@ -26,3 +28,14 @@ def test_nan_survives_and_no_rows_are_no_rows():
 def test_rows_with_texts_are_left_alone():
     rows = [{"update": 1, "note": "from a callback"}]
     assert checkpoint.rows_of(checkpoint.table(rows)) == rows
+
+
+def test_a_row_of_the_history_takes_less_memory_and_stays_a_dict():
+    rows = [{f"objective/{name}": float(name) for name in range(26)} for _ in range(3)]
+    slimmed = [slim(row) for row in rows]
+    assert slimmed == rows and [list(row) for row in slimmed] == [list(row) for row in rows]
+    assert all(type(row) is dict for row in slimmed)
+    if sys.implementation.name == "cpython" and sys.version_info < (3, 13):
+        assert sys.getsizeof(slimmed[-1]) < sys.getsizeof(rows[-1]) / 2
+    wide = {f"eval/{name}": 0.5 for name in range(40)}
+    assert slim(wide) == wide
