@@ -41,7 +41,7 @@ BUGS = [
         "contextlib.nullcontext()",
         test_memory.test_the_reference_is_the_policy_without_its_adapters, "adapters stay on for the reference"),
     Bug("adapters off for good", memory.adapters_off, "model.enable_adapters()", "pass",
-        test_memory.test_the_reference_is_the_policy_without_its_adapters, "adapters stay off after the reference"),
+        test_memory.test_adapters_come_back_after_an_error, "an error leaves the adapters off"),
     Bug("adapters not merged when saved", memory.merged, "module.merge()", "pass",
         test_memory.test_weights_saved_by_v1_load_in_v0_and_train_on, "what the adapters learned is lost"),
     Bug("response logits one short", memory.response_logits_only, "rollout.response_ids.shape[1] + 1",

@@ -46,7 +46,8 @@ def test_adapters_start_as_nothing_and_are_all_that_learns(family):
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_the_reference_is_the_policy_without_its_adapters(family):
-    ppo, base = make(tiny_policy(family), lora_rank=2, learning_rate=1e-2), make(tiny_policy(family))
+    ppo = make(tiny_policy(family), lora_rank=2, learning_rate=1e-2, total_episodes=8)
+    base = make(tiny_policy(family))
     with torch.enable_grad():
         train_a_little(ppo)
     rollout = ppo.collect(PROMPTS)
@@ -76,9 +77,9 @@ def test_a_reference_of_ones_own_is_used_beside_adapters():
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("settings", [{}, dict(lora_rank=2), dict(lora_rank=2, frozen_dtype="bfloat16")])
 def test_weights_saved_by_v1_load_in_v0_and_train_on(family, settings, tmp_path):
-    ppo = train_a_little(make(tiny_policy(family), learning_rate=1e-2, **settings))
+    ppo = train_a_little(make(tiny_policy(family), learning_rate=1e-2, total_episodes=4, **settings))
     ppo.save(tmp_path)
-    plain = make_v0(str(tmp_path))
+    plain = make_v0(str(tmp_path), total_episodes=4)
     assert type(plain.policy) is type(tiny_policy(family)), "the saved model is no plain one"
     assert not any("lora" in name for name in weights(plain)), "adapters are saved beside the weights, not merged"
     rollout = estimated(ppo)
