@@ -31,9 +31,9 @@ SETTINGS = {
     "accumulation": {"batch_size": 2, "minibatch_size": 2, "gradient_accumulation_steps": 4, **SHORT},
     "mixed_precision": EIGHT | {"mixed_precision": "bf16"},
     "lora": EIGHT | {"lora_rank": 16},
-    "8gb": {"preset": "8gb", **SHORT},
-    "16gb": {"preset": "16gb", **SHORT},
-    "32gb": {"preset": "32gb", **SHORT, "max_new_tokens": 16},
+    "8gb": {"preset": "8gb", **SHORT, "max_new_tokens": 8},
+    "16gb": {"preset": "16gb", **SHORT, "max_new_tokens": 8},
+    "32gb": {"preset": "32gb", **SHORT, "max_new_tokens": 8},
 }
 TOKENS = 256  # of the prompt, and of the response
 BUDGETS = (  # GB of the GPU, preset, model
@@ -147,7 +147,8 @@ def main() -> None:
             measured[name] = row
             rows = [measured[name] for name in SETTINGS if name in measured]
             write_json(RESULT / "measured.json", {"rows": rows, **provenance("peft")})
-    write_json(RESULT / "presets.json", {"rows": preset_rows(), **provenance("peft")})
+    if not arguments.only:
+        write_json(RESULT / "presets.json", {"rows": preset_rows(), **provenance("peft")})
 
 
 if __name__ == "__main__":

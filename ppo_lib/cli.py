@@ -198,7 +198,8 @@ def run(trainer, prompts: list[str], heldout: list[str] | None) -> None:
 
     output_dir = trainer.config.output_dir
     if not trainer.updates_left:
-        print(f"the run is complete: {len(trainer.history)} updates. To go on, raise `total_episodes` with --set")
+        way = "`early_stopping_patience`" if trainer.out_of_patience else "`total_episodes`"
+        print(f"the run is complete: {len(trainer.history)} updates. To go on, raise {way} with --set")
         return
     try:
         trainer.train(prompts, heldout)
@@ -228,7 +229,7 @@ def eval_reward(arguments: argparse.Namespace) -> dict:
 def rows_of(path: Path) -> list[dict]:
     """The whole lines of a metrics.jsonl that may still be growing, or whose run was killed while it wrote."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
             rows.append(json.loads(line))
         except ValueError:
@@ -243,4 +244,6 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, pydantic.ValidationError):
         faults = [(".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors()]
         return "; ".join(f"`{name}`: {text}" if name else text.removeprefix("Value error, ") for name, text in faults)
-    return " ".join(str(error).split()) or type(error).__name__
+    told_otherwise = ("whole updates are logged", "with `resume_from_checkpoint`")  # notes of the trainer
+    notes = [n for n in getattr(error, "__notes__", ()) if not any(words in n for words in told_otherwise)]
+    return ": ".join(" ".join(text.split()) for text in (str(error) or type(error).__name__, *notes))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, Cache, LlamaConfig, PretrainedConfig, Qwen2Config
 
 from ppo_lib.config import PPOConfigV1
 from ppo_lib.models import Critic, model_inputs
@@ -157,17 +157,14 @@ class ShapesOnly(PPOTrainer):
         ids = torch.zeros(size, 1 if cache else length, dtype=torch.long)
         inputs = model_inputs(self.policy, ids, torch.ones(size, length, dtype=torch.long))
         watch = LiveMemory(self.vocabulary)
-        held = [t for layer in cache.layers for t in (layer.keys, layer.values)] if cache else []
-        for tensor in held:
-            watch.see(tensor, "kv_cache")
-        del held
+        for tensor in entries(cache):
+            watch.see(tensor, "activations")
         with watch, torch.no_grad(), self.autocast():
             output = self.policy(**inputs, past_key_values=cache, use_cache=True)
-            for layer in output.past_key_values.layers:
-                watch.see(layer.keys, "kv_cache")
-                watch.see(layer.values, "kv_cache")
             draw(torch.log_softmax(output.logits[:, -1].float() / self.config.temperature, dim=-1), None)
-        return watch.peak
+        kept = sum(map(nbytes, entries(output.past_key_values)))
+        others = Counter(watch.peak)["activations"]
+        return watch.peak | {"activations": max(others - kept, 0), "kv_cache": min(kept, others)}
 
     def scoring(self, size: int, prompt_length: int) -> dict[str, int]:
         with LiveMemory(self.vocabulary) as watch, torch.no_grad():
@@ -244,6 +241,11 @@ class LiveMemory(TorchDispatchMode):
     def _gone(self, key: int) -> None:
         part, size = self.known.pop(key)
         self.live[part] -= size
+
+
+def entries(cache: Cache | None) -> list[Tensor]:
+    """Keys and values of a key-value cache."""
+    return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)] if cache else []
 
 
 def nbytes(tensor: Tensor) -> int:
