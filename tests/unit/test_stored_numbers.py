@@ -1,10 +1,9 @@
 """Numbers on the book's pages come from stored results, and a page that names one which is not there is not built."""
 
 import importlib.util
+from unittest.mock import Mock
 
 import pytest
-from docutils.core import publish_doctree
-from docutils.parsers.rst import roles
 
 import toc
 from ppo_lib import stored
@@ -42,11 +41,14 @@ def test_a_number_is_that_of_the_file(ppo_book):
 )
 def test_a_number_that_is_not_there_is_a_warning(ppo_book, text):
     """Warnings fail the build of the book."""
-    roles.register_local_role("stored", ppo_book.StoredRole())
-    try:
-        page = publish_doctree(f"About :stored:`{text}` of it.", settings_overrides={"report_level": 5})
-    finally:
-        del roles._roles["stored"]
-    messages = [node.astext() for node in page.findall() if node.tagname == "system_message"]
-    assert any(f"stored {text}" in message for message in messages)
-    assert "problematic" in {node.tagname for node in page.findall()}
+    inliner = Mock()
+    shown, messages = ppo_book.StoredRole()("stored", f"{{stored}}`{text}`", text, 7, inliner)
+    inliner.reporter.warning.assert_called_once()
+    said, line = inliner.reporter.warning.call_args.args[0], inliner.reporter.warning.call_args.kwargs["line"]
+    assert f"stored {text}" in said and line == 7
+    assert (shown, messages) == ([inliner.problematic.return_value], [inliner.reporter.warning.return_value])
+
+
+def test_a_number_that_is_there_is_plain_text(ppo_book):
+    shown, messages = ppo_book.StoredRole()("stored", "", f"{RUN}/run.json#heldout_watched.0.update", 7, Mock())
+    assert ([node.astext() for node in shown], messages) == (["10"], [])
