@@ -126,8 +126,8 @@ def test_each_part_of_the_state_is_restored(tmp_path):
     )  # fmt: skip
     ppo.train([*PROMPTS, "A fifth"], HELD_OUT, stop)
     waiting, expected = list(ppo.batches.waiting), next_numbers(ppo)
-    stirred()
     again = make(tiny_policy(), output_dir=str(tmp_path), resume_from_checkpoint=True)
+    stirred()
     again.prepare(PPODataset([*PROMPTS, "A fifth"]))
     assert again.history == ppo.history, "the history is not restored"
     mine = weights(again)

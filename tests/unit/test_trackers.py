@@ -183,7 +183,7 @@ def test_lines_that_the_disk_does_not_take_wait_for_it(tmp_path, monkeypatch):
         for update in (2, 3):
             with pytest.warns(UserWarning, match="cannot be written .*No space left.*: its lines wait in memory"):
                 log.log({"update": update})
-        assert lines(tmp_path / "log") == [{"update": 1}], "half a line is left in the log"
+        assert (tmp_path / "log").read_text() == '{"update": 1}\n', "half a line is left in the log"
     log.log({"update": 4})
     assert [row["update"] for row in lines(tmp_path / "log")] == [1, 2, 3, 4], "lines that had to wait are lost"
 
