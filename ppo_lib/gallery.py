@@ -3,7 +3,7 @@
     from ppo_lib import gallery
     gallery.figure("kl_sign")
 
-The runs were made by `benchmarks/failure_gallery.py`. What a fault looks like is said here by `Sign`s: a number that is
+The runs were made by `benchmarks/failure_gallery.py`. What a fault looks like is said here by a `Sign`: a number that is
 on one side of a bound in every run with the fault, and on the other side in every healthy one.
 """
 
