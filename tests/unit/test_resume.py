@@ -13,7 +13,7 @@ from ppo_lib import checkpoint, resume
 from ppo_lib.checkpoint import CheckpointError
 from ppo_lib.data import PPODataset
 from ppo_lib.rewards import RewardError
-from tests.unit.runs_v1 import HELD_OUT, PROMPTS, assert_same_run, make, numbers, vowels, weights
+from tests.unit.runs_v1 import HELD_OUT, PROMPTS, TINY, assert_same_run, make, numbers, vowels, weights
 from tests.unit.tiny import tiny_policy
 
 THREE_UPDATES = dict(total_episodes=12, save_every=1, keep_last=9, learning_rate=1e-2)
@@ -320,7 +320,7 @@ def test_patience_goes_on_counting(tmp_path):
 
 
 def test_nothing_to_go_on_from(tmp_path):
-    fresh = make(output_dir=str(tmp_path / "new"), resume_from_checkpoint=True)
+    fresh = make(output_dir=str(tmp_path / "new"), resume_from_checkpoint=True, **TINY)
     assert len(fresh.train(PROMPTS)) == 3, "resume_from_checkpoint=True does not start afresh in an empty folder"
     with pytest.raises(CheckpointError, match="there is no whole checkpoint in .*nowhere"):
         make(resume_from_checkpoint=tmp_path / "nowhere")
