@@ -3,8 +3,8 @@
     from ppo_lib import gallery
     gallery.figure("kl_sign")
 
-The runs were made by `benchmarks/failure_gallery.py`. What a fault looks like is said here by a `Sign`: a number that is
-on one side of a bound in every run with the fault, and on the other side in every healthy one.
+The runs were made by `benchmarks/failure_gallery.py`. What a fault looks like is said here by a `Sign`: a number that
+is on one side of a bound in every run with the fault, and on the other side in every healthy one.
 """
 
 import math

@@ -98,7 +98,7 @@ def load_critic(folder: str, policy: PreTrainedModel) -> Critic:
         return Critic.from_policy(policy)
     try:
         return Critic.from_pretrained(saved)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(f"the critic in {saved} is damaged ({error}): remove it to start a new one") from error
 
 

@@ -152,12 +152,12 @@ class PPOTrainer:
                 progress.set_postfix_str(f"score {metrics['objective/scores']:.3f}, KL {metrics['objective/kl']:.2f}")
                 if callback and callback(self, rollout, metrics) is True:
                     break
+            if self.config.output_dir:
+                self.save(self.model_dir)
         except BaseException as error:
             if self.config.output_dir:
                 self._save_after(error)
             raise
-        if self.config.output_dir:
-            self.save(self.model_dir)
         return self.history[earlier:]
 
     @property

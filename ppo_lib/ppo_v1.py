@@ -38,7 +38,7 @@ class PPOTrainer(ppo.PPOTrainer):
     Args:
         resume_from_checkpoint: None starts afresh; True goes on from the newest whole checkpoint in
             `output_dir`, or starts afresh where there is none; a path names a checkpoint or an `output_dir`.
-            Settings are then the checkpoint's, unless given here.
+            Settings are then the checkpoint's, unless given here, and the run goes on in its own folder.
         eval_reward: judges the held-out responses; by default the reward that is trained on. One that is not
             trained on sees over-optimisation.
         model, reward, tokenizer, reference, critic, config, **settings: as in v0.
@@ -63,8 +63,10 @@ class PPOTrainer(ppo.PPOTrainer):
         state = None
         if resume_from_checkpoint:
             output_dir = others.get("output_dir") or (config and config.output_dir)
-            state = resume.find_state(resume_from_checkpoint, output_dir)
+            state, self._run_dir = resume.find_state(resume_from_checkpoint, output_dir)
         if state is not None:
+            if not output_dir and self._run_dir and state["config"]["output_dir"]:
+                others["output_dir"] = str(self._run_dir)
             config = resume.settings(self.config_class, state, config, others)
         super().__init__(model, reward, config=config, **others)
         config = self.config
@@ -174,7 +176,10 @@ class PPOTrainer(ppo.PPOTrainer):
 
     def _save_after(self, error: BaseException) -> None:
         super()._save_after(error)
-        error.add_note(f"with `resume_from_checkpoint` the run goes on from {self._last_good()}")
+        error.add_note(
+            f"with `resume_from_checkpoint` the run goes on from {self._last_good()}, the newest one: after a blow-up, "
+            "look at the log first, and take an earlier one where that was already ruined"
+        )
 
     @property
     def updates_left(self) -> int:
@@ -197,7 +202,7 @@ class PPOTrainer(ppo.PPOTrainer):
             resume.restore_data(self, self.resumed_state)
         if self.config.output_dir and not self.history:
             self.save_checkpoint()  # so that a run can be resumed whenever it dies
-        if self.eval_dataset and not self.evaluations:
+        if self.eval_dataset and not self.history:
             self.record({"update": 0, "episode": 0, **self.evaluate_at(0)})
 
     def train_step(self, prompts: list[str]) -> tuple[Metrics, Rollout]:
@@ -352,9 +357,12 @@ class PPOTrainer(ppo.PPOTrainer):
         """As in v0; a resumed run cuts its logs back to the checkpoint and goes on with them."""
         folder = Path(self.config.output_dir)
         if self.resumed_state:
+            if self.jsonl.path.exists() and folder.resolve() != self._run_dir:
+                raise ValueError(f"`output_dir`={str(folder)!r} holds another run than the resumed one: choose another")
             folder.mkdir(parents=True, exist_ok=True)
             self.config.to_yaml(folder / "config.yaml")
-            self.jsonl.rewrite([{"episode": 0, **row} for row in self.evaluations[:1]] + self.history)
+            first = [{"episode": 0, **row} for row in self.evaluations if row["update"] == 0]
+            self.jsonl.rewrite(first + self.history)
         else:
             super().open_output_dir()
         facts = {"update": len(self.history), **run_facts(self.device)}

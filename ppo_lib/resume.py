@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 FREE = {"output_dir", "device", "save_every", "keep_last", "report_to", "project", "wandb_mode", "eval_samples"}
 
 
-def find_state(wanted: bool | str | Path, output_dir: str | None) -> dict[str, Any] | None:
-    """The state to go on from, or None to start afresh; says which broken checkpoints it passed over.
+def find_state(wanted: bool | str | Path, output_dir: str | None) -> tuple[dict[str, Any] | None, Path | None]:
+    """The state to go on from and the output folder of its run, which may have been moved since; None to start afresh.
+
+    Says which broken checkpoints it passed over.
 
     Args:
         wanted: True for the newest whole checkpoint in `output_dir`; else a checkpoint or an output folder.
@@ -34,13 +36,14 @@ def find_state(wanted: bool | str | Path, output_dir: str | None) -> dict[str, A
         raise ValueError("`resume_from_checkpoint`=True looks in `output_dir`: set it, or name a checkpoint")
     folder = Path(output_dir if wanted is True else wanted)
     if (folder / checkpoint.MANIFEST).exists() or folder.is_file() or folder.name.startswith(checkpoint.PREFIX):
-        return checkpoint.load_checkpoint(folder)
+        named = folder.resolve().parent
+        return checkpoint.load_checkpoint(folder), named.parent if named.name == "checkpoints" else None
     state, _, passed_over = checkpoint.load_newest(folder / "checkpoints")
     for reason in passed_over:
         warnings.warn(f"passed over: {reason}", stacklevel=3)
     if state is None and (wanted is not True or passed_over):
         raise CheckpointError(f"there is no whole checkpoint in {folder / 'checkpoints'}")
-    return state
+    return state, folder.resolve()
 
 
 def settings(

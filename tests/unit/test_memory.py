@@ -85,9 +85,13 @@ def test_weights_saved_by_v1_load_in_v0_and_train_on(family, settings, tmp_path)
     rollout = estimated(ppo)
     with torch.no_grad():
         mine, loaded = ppo.logits(ppo.policy, rollout), plain.logits(plain.policy, rollout)
-        tolerance = 0.2 if "frozen_dtype" in settings else 1e-3  # the frozen weights themselves compute in bfloat16
-        assert torch.allclose(mine, loaded, atol=tolerance), "what the adapters learned is lost from the saved weights"
-        assert torch.allclose(ppo.values(rollout), plain.values(rollout), atol=tolerance), "the saved critic is another"
+        far = 1e-4
+        if "frozen_dtype" in settings:  # the frozen weights compute in it too: so compare with what was learned
+            with memory.adapters_off(ppo.policy):
+                far = 0.3 * (mine - ppo.logits(ppo.policy, rollout)).abs().mean()
+        assert (mine - loaded).abs().mean() < far, "what the adapters learned is lost from the saved weights"
+        values = ppo.values(rollout), plain.values(rollout)
+        assert torch.allclose(*values, atol=0.2 if "frozen_dtype" in settings else 1e-3), "the saved critic is another"
     plain.train(PROMPTS)
     assert plain.policy.dtype == torch.float32, "the saved weights are not 32-bit floats"
 

@@ -31,9 +31,14 @@ def test_weights_gradients_and_optimiser_are_counted_exactly():
 
 
 def test_the_cache_and_the_logits_are_those_of_the_longest_text():
-    moments = memory_by_moment(PPOConfigV1(**SHORT, response_logits_only=True), TINY, 200)
-    assert 4 * 10 * 1000 * 4 <= moments["forward"]["logits"] <= 8 * 4 * 11 * 1000 * 4, "logits of responses alone"
-    assert moments["forward"]["logits"] < memory_by_moment(PPOConfigV1(**SHORT), TINY, 200)["forward"]["logits"]
+    words = 20_000  # so many that the peak is where there are most logits
+    talkative = LlamaConfig(vocab_size=words, num_hidden_layers=2, tie_word_embeddings=True, **SIZES)
+    few, all_of_them = (
+        memory_by_moment(PPOConfigV1(**SHORT, response_logits_only=only), talkative, 200)["forward"]["logits"]
+        for only in (True, False)
+    )
+    assert 4 * 10 * words * 4 <= few <= 8 * 4 * 11 * words * 4, "logits of responses alone"
+    assert few < 0.5 * all_of_them
     long = memory_by_moment(PPOConfigV1(**SHORT | {"max_new_tokens": 500}), TINY, 3)["sampling"]
     assert long["kv_cache"] >= 4 * (2 * 4 * 2 * 502 * 16 * 2)  # bytes, keys and values, responses, heads, width, layers
 

@@ -358,7 +358,7 @@ def test_other_prompts_are_refused(folder, prompts):
         ppo.train(prompts)
 
 
-@pytest.mark.parametrize("policy", [lambda: tiny_policy("gpt2"), lambda: tiny_policy(num_hidden_layers=1)])
+@pytest.mark.parametrize("policy", [lambda: tiny_policy("gpt2"), lambda: tiny_policy(attention_bias=True)])
 def test_another_model_is_refused(folder, policy):
     with pytest.raises(CheckpointError, match="the checkpoint is not of the model .*: pass its own `model`"):
         make(policy(), resume_from_checkpoint=folder / "plain", output_dir=None)
@@ -397,3 +397,28 @@ def test_a_checkpoint_holds_everything_that_changes(tmp_path):
     assert set(state["weights"]) == {*(f"policy.{n}" for n, _ in ppo.policy.named_parameters()),
                                      *(f"critic.{n}" for n, _ in ppo.critic.named_parameters())}  # fmt: skip
     assert weights(ppo).keys(), "a trainer has weights"
+
+
+def test_a_moved_run_goes_on_where_it_is_now(tmp_path):
+    make(output_dir=str(tmp_path / "here"), save_every=1).train(PROMPTS)
+    (tmp_path / "here").rename(tmp_path / "there")
+    for name in ("there", "there/checkpoints/update-00000002"):
+        resumed = make(resume_from_checkpoint=tmp_path / name)
+        assert resumed.config.output_dir == str(tmp_path / "there"), "a moved run writes to its old folder"
+
+
+def test_the_logs_of_another_run_are_not_overwritten(tmp_path):
+    for name in ("one", "other"):
+        make(output_dir=str(tmp_path / name), save_every=1).train(PROMPTS)
+    log = (tmp_path / "other/metrics.jsonl").read_text()
+    resumed = make(resume_from_checkpoint=tmp_path / "one", output_dir=str(tmp_path / "other"), total_episodes=16)
+    with pytest.raises(ValueError, match="holds another run"):
+        resumed.train(PROMPTS)
+    assert (tmp_path / "other/metrics.jsonl").read_text() == log, "resuming one run overwrote the log of another"
+
+
+def test_held_out_prompts_that_come_late_are_no_update_0(tmp_path):
+    make(output_dir=str(tmp_path), save_every=1).train(PROMPTS)
+    resumed = make(resume_from_checkpoint=tmp_path, total_episodes=16, eval_every=1)
+    resumed.train(PROMPTS, HELD_OUT)
+    assert [row["update"] for row in resumed.evaluations] == [4], "a trained policy's evaluation is called update 0"
