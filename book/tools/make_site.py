@@ -97,6 +97,8 @@ def render(build: Path, source: Path, strict: bool = True) -> None:
     print("building the site ...", flush=True)
     if subprocess.run([*command, *options], env=environment, stdout=subprocess.DEVNULL).returncode:
         sys.exit("the site was not built: see the warnings above")
+    with open(fresh / "html/index.html", "a", encoding="utf8") as redirect:
+        redirect.write('<link rel="icon" href="_static/favicon.svg" />\n')  # or a slow browser asks for /favicon.ico
     shutil.rmtree(build / "html", ignore_errors=True)
     (fresh / "html").rename(build / "html")
     shutil.rmtree(fresh)
