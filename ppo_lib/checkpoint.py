@@ -96,14 +96,17 @@ def load_checkpoint(folder: str | Path) -> dict[str, Any]:
             raise CheckpointError(f"{folder} is broken: {file} is missing or was changed; use an earlier checkpoint")
     try:
         plain = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        return _unpack(plain, load_file(folder / TENSORS))
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        state = _unpack(plain, load_file(folder / TENSORS))
+        if not isinstance(state, dict):
+            raise TypeError(f"a {type(state).__name__}, not a state")
+        return state
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{folder} holds something else than a checkpoint ({error!r})") from error
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
-    """The checkpoints in `folder`, oldest first, whole or not."""
-    return sorted(path for path in Path(folder).glob(f"{PREFIX}*") if path.is_dir())
+    """The checkpoints in `folder`, oldest first, whole or not; a copy under a name of the user's own is none."""
+    return sorted(path for path in Path(folder).glob(PREFIX + "[0-9]" * 8) if path.is_dir())
 
 
 def load_newest(folder: str | Path) -> tuple[dict[str, Any] | None, Path | None, list[str]]:

@@ -99,7 +99,7 @@ def train_command(arguments: argparse.Namespace) -> None:
 
     settings = inputs.settings_from(arguments.preset, arguments.config, arguments.set)
     if "output_dir" not in settings:
-        settings["output_dir"] = os.path.join("runs", datetime.now().strftime("%Y-%m-%d-%H%M%S"))
+        settings["output_dir"] = os.path.join("runs", f"{datetime.now():%Y-%m-%d-%H%M%S}-{os.getpid()}")
     if "report_to" not in settings and sys.stdout.isatty():
         settings["report_to"] = ["console"]
     config = pydantic.TypeAdapter(PPOConfigV1).validate_python(settings)

@@ -7,11 +7,19 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
-from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
 PRESETS = Path(__file__).parent / "presets"
+
+
+def _no_in_yaml(value):
+    """YAML reads a bare `no` as false."""
+    return "no" if value is False else value
+
+
+Precision = Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_no_in_yaml)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -157,7 +165,7 @@ class PPOConfigV1(PPOConfig):
     kl_horizon: PositiveInt = 10_000  # responses over which β adapts
 
     # memory
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"  # of the forward passes; weights stay as they are
+    mixed_precision: Precision = "no"  # of the forward passes; weights stay as they are
     activation_checkpointing: bool = False  # recompute activations in the backward pass
     response_logits_only: bool = False  # no logits for prompt tokens
     lora_rank: PositiveInt | None = None  # train adapters of this rank instead of all weights

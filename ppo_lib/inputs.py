@@ -114,7 +114,12 @@ def prompts_in(path: str) -> list[str]:
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, dict]:
-    """The newest whole checkpoint of the run in `folder`, and the settings in it; says which ones it passed over."""
+    """The newest whole checkpoint of the run in `folder`, and the settings in it; says which ones it passed over.
+
+    Where `folder` itself is a checkpoint, that one.
+    """
+    if (folder / checkpoint.MANIFEST).exists():
+        return folder, checkpoint.load_checkpoint(folder)["config"]
     state, newest, passed_over = checkpoint.load_newest(folder / "checkpoints")
     for reason in passed_over:
         warnings.warn(f"passed over: {reason}", stacklevel=2)
@@ -130,7 +135,7 @@ def continued(folder: Path, changes: dict, reward: str | None, **others) -> tupl
         ValueError: there is none, or the run was trained on a reward function and none is named.
     """
     newest, settings = newest_checkpoint(folder)
-    needed = reward_named_before(folder)
+    needed = reward_named_before(newest.resolve().parent.parent)
     if needed and not reward:
         raise ValueError(f"the run was trained on a reward function: name it again, --reward {needed}")
     config = pydantic.TypeAdapter(PPOConfigV1).validate_python(settings | changes)

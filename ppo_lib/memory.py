@@ -31,7 +31,8 @@ def checkpoint_activations(model: nn.Module) -> None:
     if not layers:
         raise ValueError(f"{type(model).__name__} has no layers to recompute: set activation_checkpointing=False")
     for layer in layers:
-        layer.forward = functools.partial(_recomputed, layer.forward)
+        if getattr(layer.forward, "func", None) is not _recomputed:
+            layer.forward = functools.partial(_recomputed, layer.forward)
 
 
 def _recomputed(forward, *args, **kwargs):
@@ -47,11 +48,14 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> 
 
     Raises:
         ImportError: the package peft is not installed.
+        ValueError: the model has adapters already.
     """
     try:
         from peft import LoraConfig
     except ImportError as error:
         raise ImportError("`lora_rank` needs the package peft: pip install peft") from error
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError("the model already has adapters, of an earlier trainer say: load it again, or merge them")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear"))
@@ -71,10 +75,12 @@ def adapters_off(model: PreTrainedModel) -> Iterator[None]:
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of `model` in 32-bit floats with its adapters added into its weights: a plain model again."""
+    """A copy of `model` in 32-bit floats with its adapters added into its weights: a plain model again, on the CPU."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    plain = copy.deepcopy(model).float()
+    device = model.device
+    plain = copy.deepcopy(model.to("cpu")).float()  # a GPU that needs adapters has no room for a copy
+    model.to(device)
     for name, module in list(plain.named_modules()):
         if isinstance(module, BaseTunerLayer):
             module.merge()

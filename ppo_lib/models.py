@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -116,6 +117,8 @@ def save_models(
     """
     folder = Path(folder).resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for left_over in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed while it saved
+        shutil.rmtree(left_over, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as aside:
         policy.save_pretrained(aside)
         tokenizer.save_pretrained(aside)

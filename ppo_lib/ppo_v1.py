@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -88,6 +89,7 @@ class PPOTrainer(ppo.PPOTrainer):
         self.eval_dataset: PPODataset | None = None
         self.run_id = uuid.uuid4().hex
         self.resumed_state: dict | None = None  # what the next `train` goes on from
+        self._resumed_at = 0
         if state is not None:
             resume.restore(self, state)
 
@@ -125,6 +127,8 @@ class PPOTrainer(ppo.PPOTrainer):
         if config.output_dir:
             trackers.append(JSONLines(Path(config.output_dir) / "metrics.jsonl"))
         trackers += [Console() if name == "console" else name for name in config.report_to]
+        for name in set(config.report_to) - {"console"} - {str(kind) for kind in get_available_trackers()}:
+            raise ImportError(f"`report_to` names {name}, which is not installed: pip install {name}")
         logging_dir = config.output_dir and str(Path(config.output_dir) / "tensorboard")
         AcceleratorState._reset_state(reset_partial_state=True)  # as transformers does: it is shared by the process
         accelerator = Accelerator(
@@ -132,6 +136,8 @@ class PPOTrainer(ppo.PPOTrainer):
             mixed_precision=config.mixed_precision,
             log_with=trackers or None,
             project_config=ProjectConfiguration(config.output_dir, logging_dir),
+            # Accumulation is ours; without this an environment variable would divide every loss.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )
         self.jsonl = next((tracker for tracker in trackers if isinstance(tracker, JSONLines)), None)
         return accelerator
@@ -170,7 +176,6 @@ class PPOTrainer(ppo.PPOTrainer):
         try:
             return super().train(train_dataset, self.after_update)
         finally:
-            self.resumed_state = None
             self.accelerator.end_training()
             self.accelerator.trackers = []
 
@@ -186,7 +191,7 @@ class PPOTrainer(ppo.PPOTrainer):
         """Updates that `train` will do: those of the run, less those before the checkpoint it goes on from."""
         if self.out_of_patience:
             return 0
-        return self.config.num_updates - (len(self.history) if self.resumed_state else 0)
+        return self.config.num_updates - (len(self.history) if self.resumed_state else self._resumed_at)
 
     @property
     def out_of_patience(self) -> bool:
@@ -194,13 +199,17 @@ class PPOTrainer(ppo.PPOTrainer):
         return self.best.evaluations_since >= (self.config.early_stopping_patience or math.inf)
 
     def prepare(self, dataset: PPODataset) -> None:
+        if self.resumed_state:
+            resume.check_prompts(self.resumed_state, dataset.prompts)
         if self.eval_dataset:
             self.check_room(self.eval_dataset)
         super().prepare(dataset)
         self._start_trackers()
         if self.resumed_state:
             resume.restore_data(self, self.resumed_state)
-        if self.config.output_dir and not self.history:
+        self._resumed_at, self.resumed_state = len(self.history) if self.resumed_state else 0, None
+        self._last_update = len(self.history) + self.updates_left
+        if self.config.output_dir and not checkpoint.checkpoints(self.checkpoint_dir):
             self.save_checkpoint()  # so that a run can be resumed whenever it dies
         if self.eval_dataset and not self.history:
             self.record({"update": 0, "episode": 0, **self.evaluate_at(0)})
@@ -212,7 +221,7 @@ class PPOTrainer(ppo.PPOTrainer):
         metrics["train/skipped_steps"] = self.skipped_steps
         self.adapt_kl(metrics["objective/kl"])
         update = len(self.history) + 1
-        if self.eval_dataset and (update % self.config.eval_every == 0 or update == self.config.num_updates):
+        if self.eval_dataset and (update % self.config.eval_every == 0 or update == self._last_update):
             metrics |= self.evaluate_at(update)
         return metrics, rollout
 
@@ -225,7 +234,7 @@ class PPOTrainer(ppo.PPOTrainer):
         if config.output_dir:
             if better:
                 self._keep_running(lambda: self.save(self.best_dir), "the best model")
-            if better or stop or update % config.save_every == 0 or update == config.num_updates:
+            if better or stop or update % config.save_every == 0 or update == self._last_update:
                 self.save_checkpoint()
         return stop
 
@@ -244,7 +253,7 @@ class PPOTrainer(ppo.PPOTrainer):
     def adapt_kl(self, kl: float) -> None:
         """Steer β towards `kl_target` nats per response (Ziegler et al. 2019, section 2.2)."""
         config = self.config
-        if config.kl_target:
+        if config.kl_target and math.isfinite(kl):
             error = min(max(kl / config.kl_target - 1, -0.2), 0.2)
             self.kl_coef *= 1 + error * config.rollout_size / config.kl_horizon
 
@@ -408,7 +417,7 @@ class PPOTrainer(ppo.PPOTrainer):
     def _keep_running(self, save: Callable[[], None], what: str) -> None:
         try:
             save()
-        except (OSError, SafetensorError) as error:  # the latter is how safetensors reports a full disk
+        except (OSError, SafetensorError, torch.OutOfMemoryError) as error:  # safetensors' own: the disk is full
             warnings.warn(
                 f"saving {what} after update {len(self.history)} failed ({error}): the run goes on, and would go on "
                 f"from {self._last_good()} if it died now; make room in `output_dir`",

@@ -12,12 +12,19 @@ from ppo_lib import checkpoint
 from ppo_lib.checkpoint import CheckpointError
 from ppo_lib.config import PPOConfigV1
 from ppo_lib.evaluation import Best
+from ppo_lib.rewards import RewardModel
 
 if TYPE_CHECKING:
     from ppo_lib.ppo_v1 import PPOTrainer
 
 # Settings that change nothing of what a run computes, so that a resumed run may change them.
 FREE = {"output_dir", "device", "save_every", "keep_last", "report_to", "project", "wandb_mode", "eval_samples"}
+
+# What `state_of` holds.
+STATE = {
+    "config", "weights", "frozen", "optimizer", "schedule", "scaler", "kl_coef", "generator", "rng", "prompts",
+    "waiting", "history", "evaluations", "samples", "best", "skipped", "sizes", "run_id", "rewards",
+}  # fmt: skip
 
 
 def find_state(wanted: bool | str | Path, output_dir: str | None) -> tuple[dict[str, Any] | None, Path | None]:
@@ -83,18 +90,31 @@ def state_of(trainer: "PPOTrainer") -> dict[str, Any]:
         "skipped": [trainer.skipped_steps, trainer.skipped_in_a_row],
         "sizes": [trainer.micro_batch.size, trainer.forward_batch.size],
         "run_id": trainer.run_id,
+        "rewards": reward_names(trainer),
     }
 
 
 def restore(trainer: "PPOTrainer", state: dict[str, Any]) -> None:
     """Put `trainer` where `state` was taken; its next `train` goes on from there.
 
+    Where its settings differ from those in `state`, the learning rate, β and the micro-batch are the trainer's own.
+
     Raises:
-        CheckpointError: the state is of another model, or its reference was another.
+        CheckpointError: the state is of another model, its reference was another, or ppo_lib was.
+        ValueError: the schedule is another; only its learning rate can change in mid-run.
     """
+    if missing := STATE - state.keys():
+        raise CheckpointError(f"the checkpoint lacks {', '.join(sorted(missing))}: it is of another version of ppo_lib")
+    before, now = state["config"], dataclasses.asdict(trainer.config)
+    for name in ("lr_scheduler", "lr_scheduler_kwargs", "warmup_updates"):
+        if now[name] != before[name]:
+            raise ValueError(f"`{name}` was {before[name]!r} and cannot change in mid-run: only `learning_rate` can")
     weights, saved_weights = trained_weights(trainer), state["weights"]
     if {n: w.shape for n, w in weights.items()} != {n: w.shape for n, w in saved_weights.items()}:
         raise CheckpointError(f"the checkpoint is not of the model {trainer.config.model!r}: pass its own `model`")
+    for role, name in reward_names(trainer).items():
+        if name != state["rewards"][role]:
+            warnings.warn(f"the run's {role} was {state['rewards'][role]}, and now it is {name}", stacklevel=4)
     if state["frozen"] != frozen_fingerprint(trainer):
         raise CheckpointError(
             "the reference is not the one of the run that is resumed: pass the model that the run started from"
@@ -104,28 +124,43 @@ def restore(trainer: "PPOTrainer", state: dict[str, Any]) -> None:
             weights[name].copy_(saved)
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.schedule.load_state_dict(state["schedule"])
+    if now["learning_rate"] != before["learning_rate"]:
+        trainer.schedule.scale(now["learning_rate"] / before["learning_rate"])
     if trainer.accelerator.scaler and state["scaler"]:
         trainer.accelerator.scaler.load_state_dict(state["scaler"])
-    trainer.kl_coef, trainer.run_id = state["kl_coef"], state["run_id"]
+    trainer.kl_coef = state["kl_coef"] if now["kl_coef"] == before["kl_coef"] else now["kl_coef"]
+    trainer.run_id = state["run_id"]
     trainer.generator.set_state(state["generator"])
     trainer.history = checkpoint.rows_of(state["history"])
     trainer.evaluations, trainer.samples = state["evaluations"], state["samples"]
     trainer.best = Best(**state["best"])
     trainer.skipped_steps, trainer.skipped_in_a_row = state["skipped"]
-    trainer.micro_batch.size, trainer.forward_batch.size = state["sizes"]
+    if all(now[name] == before[name] for name in ("minibatch_size", "batch_size", "group_size")):
+        trainer.micro_batch.size, trainer.forward_batch.size = state["sizes"]
     trainer.resumed_state = state
 
 
-def restore_data(trainer: "PPOTrainer", state: dict[str, Any]) -> None:
-    """Put the order of the prompts and the random numbers of the process where `state` was taken.
-
-    Raises:
-        CheckpointError: the prompts are others.
-    """
-    if state["prompts"] != checkpoint.fingerprint(*trainer.batches.dataset.prompts):
+def check_prompts(state: dict[str, Any], prompts: list[str]) -> None:
+    """Raise CheckpointError unless `prompts` are those of the run that `state` is of."""
+    if state["prompts"] != checkpoint.fingerprint(*prompts):
         raise CheckpointError("the prompts are not those of the run that is resumed: pass the same, in the same order")
+
+
+def restore_data(trainer: "PPOTrainer", state: dict[str, Any]) -> None:
+    """Put the order of the prompts and the random numbers of the process where `state` was taken."""
     trainer.batches.waiting = list(state["waiting"])
     checkpoint.set_rng_state(state["rng"])
+
+
+def reward_names(trainer: "PPOTrainer") -> dict[str, str]:
+    """What the reward and the held-out judge are called; a checkpoint holds no functions, so it cannot hold them."""
+
+    def name(reward) -> str:
+        if isinstance(reward, RewardModel):
+            return f"the reward model {reward.model.name_or_path or type(reward.model).__name__}"
+        return getattr(reward, "__qualname__", type(reward).__qualname__)
+
+    return {"reward": name(trainer.reward), "held-out judge": name(trainer.eval_reward)}
 
 
 def trained_weights(trainer: "PPOTrainer") -> dict[str, Tensor]:

@@ -63,6 +63,17 @@ class Schedule:
         elif heldout_score is not None:
             self.parts[0].step(heldout_score)
 
+    def scale(self, factor: float) -> None:
+        """Multiply the learning rate of this and all later updates by `factor`."""
+        for part in self.parts:
+            for scheduler in getattr(part, "_schedulers", [part]):
+                if hasattr(scheduler, "base_lrs"):
+                    scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
+        for group in self.parts[0].optimizer.param_groups:
+            for name in ("lr", "initial_lr"):
+                if name in group:
+                    group[name] *= factor
+
     def state_dict(self) -> dict:
         """Everything that `load_state_dict` needs to go on; numbers and strings only."""
         return {"warmup_left": self.warmup_left, "parts": [part.state_dict() for part in self.parts]}

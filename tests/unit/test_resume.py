@@ -422,3 +422,49 @@ def test_held_out_prompts_that_come_late_are_no_update_0(tmp_path):
     resumed = make(resume_from_checkpoint=tmp_path, total_episodes=16, eval_every=1)
     resumed.train(PROMPTS, HELD_OUT)
     assert [row["update"] for row in resumed.evaluations] == [4], "a trained policy's evaluation is called update 0"
+
+
+def test_a_lower_learning_rate_and_another_price_of_kl_take_effect(tmp_path):
+    for number, schedule in enumerate(({}, {"lr_scheduler": "cosine", "warmup_updates": 1})):
+        folder = tmp_path / str(number)
+        make(output_dir=str(folder), save_every=1, **schedule).train(PROMPTS)
+        checkpoint_2 = folder / "checkpoints/update-00000002"
+        as_before = make(resume_from_checkpoint=folder).history[-1]["lr"]
+        with pytest.warns(UserWarning, match="other settings"):
+            changed = make(resume_from_checkpoint=checkpoint_2, learning_rate=1e-4, kl_coef=0.7, minibatch_size=1)
+        changed.train(PROMPTS)
+        lower = changed.history[-1]["lr"]
+        assert lower == pytest.approx(as_before / 10), "a learning rate given at a resume has no effect"
+        assert changed.kl_coef == 0.7 and changed.micro_batch.size == 1, "a setting given at a resume has no effect"
+    with pytest.raises(ValueError, match="cannot change in mid-run"), pytest.warns(UserWarning):
+        make(resume_from_checkpoint=tmp_path / "0", lr_scheduler="linear")
+
+
+def test_a_refused_resume_changes_nothing_and_can_be_tried_again(tmp_path):
+    make(output_dir=str(tmp_path), save_every=1, keep_last=9).train(PROMPTS)
+    log = (tmp_path / "metrics.jsonl").read_text()
+    resumed = make(resume_from_checkpoint=tmp_path / "checkpoints/update-00000002")
+    with pytest.raises(CheckpointError, match="prompts"):
+        resumed.train(PROMPTS[::-1])
+    assert (tmp_path / "metrics.jsonl").read_text() == log, "a refused resume has cut the log"
+    assert len(resumed.train(PROMPTS)) == 1, "after a refused resume the trainer forgets where it goes on"
+
+
+def test_a_state_of_another_version_is_named(tmp_path):
+    trainer = make(output_dir=str(tmp_path))
+    trainer.train(PROMPTS)
+    state = trainer.state()
+    del state["sizes"]
+    checkpoint.save_checkpoint(tmp_path / "checkpoints", 9, state)
+    with pytest.raises(CheckpointError, match="lacks sizes: it is of another version"):
+        make(resume_from_checkpoint=tmp_path)
+
+
+def test_another_reward_is_told(tmp_path):
+    make(output_dir=str(tmp_path)).train(PROMPTS)
+
+    def consonants(prompts, responses):
+        return [len(response) for response in responses]
+
+    with pytest.warns(UserWarning, match="the run's reward was vowels, and now it is .*consonants"):
+        make(reward=consonants, resume_from_checkpoint=tmp_path)
