@@ -107,7 +107,7 @@ FIRST, MEAN, LAST, HIGHEST, LOWEST, JITTER = PHASES
 FAULTS: dict[str, Fault] = {
     "learning_rate_high": Fault(
         "The learning rate is too high",
-        "The first updates go a thousand times too far, and soon there is nothing left to change.",
+        "The first updates go hundreds of times too far, and soon there is nothing left to change.",
         (Sign(APPROX, FIRST, above=1), Sign(ENTROPY, LAST, below=0.1), Sign(SCORE, LAST, below=0)),
         (SCORE, APPROX, ENTROPY, CLIPPED),
         log=(APPROX,),
@@ -326,6 +326,6 @@ def chooser():
 
 
 CHOOSER_CAPTION = (
-    "Each step of the slider is another fault. Say what is wrong before you read on: which of the six panels leaves "
-    "the healthy lines first, and which way?"
+    "Each step of the slider is another fault. Which of the six panels leaves the healthy lines first, and which way? "
+    "Say why before you read its section."
 )

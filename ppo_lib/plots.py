@@ -140,7 +140,7 @@ def bars(
             },
             error_y=None if whiskers is None else {"array": as_list(whiskers), "color": INK},
         )
-    fig.update_xaxes(tickvals=places, ticktext=[str(label) for label in labels])
+    fig.update_xaxes(tickvals=places, ticktext=[str(label) for label in labels], ticklabeloverflow="allow")
     return fig.update_layout(showlegend=len(series) > 1, barmode="group", bargap=0.25)
 
 
