@@ -98,7 +98,7 @@ def render(build: Path, source: Path, strict: bool = True) -> None:
     if subprocess.run([*command, *options], env=environment, stdout=subprocess.DEVNULL).returncode:
         sys.exit("the site was not built: see the warnings above")
     with open(fresh / "html/index.html", "a", encoding="utf8") as redirect:
-        redirect.write('<link rel="icon" href="_static/favicon.svg" />\n')  # or a slow browser asks for /favicon.ico
+        redirect.write('<link rel="icon" href="data:," />\n')  # or a slow browser asks for /favicon.ico
     shutil.rmtree(build / "html", ignore_errors=True)
     (fresh / "html").rename(build / "html")
     shutil.rmtree(fresh)

@@ -31,9 +31,10 @@ def definitions(source: str) -> list[Definition]:
 
 @cache
 def library() -> dict[str, set[str]]:
-    """What ppo_lib defines: each top-level name, and each method's, with every form it has."""
+    """What ppo_lib defines, its exercises apart: each top-level name, and each method's, with every form it has."""
     found: dict[str, set[str]] = {}
-    for path in sorted((toc.ROOT / "ppo_lib").rglob("*.py")):
+    library = toc.ROOT / "ppo_lib"
+    for path in sorted(set(library.rglob("*.py")) - set(library.glob("exercises/*.py"))):  # which hold checks alone
         for node in definitions(path.read_text("utf8")):
             methods = [part for part in ast.walk(node) if isinstance(part, ast.FunctionDef) and part is not node]
             for each in [node, *(methods if isinstance(node, ast.ClassDef) else [])]:
