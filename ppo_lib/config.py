@@ -19,6 +19,31 @@ def _no_in_yaml(value):
     return "no" if value is False else value
 
 
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """The settings in a YAML file, an empty one included. Only plain data is read: a tag that asks for code is refused.
+
+    Raises:
+        ValueError: the file is not a YAML mapping.
+    """
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds a {type(settings).__name__}, not `name: value` lines")
+    return settings
+
+
+def preset_file(name: str) -> Path:
+    """The file of the preset called `name`; raises ValueError where there is none."""
+    known = sorted((path.stem for path in PRESETS.glob("*.yaml")), key=lambda name: int(name.removesuffix("gb")))
+    if name not in known:
+        raise ValueError(f"there is no preset {name!r}: the presets are {', '.join(known)}")
+    return PRESETS / f"{name}.yaml"
+
+
 Precision = Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_no_in_yaml)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -119,15 +144,7 @@ class PPOConfig:
         Raises:
             ValueError: the file is not a YAML mapping, or a setting is unknown or out of range.
         """
-        try:
-            settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not YAML: {error}") from error
-        if settings is None:  # an empty file: all defaults
-            settings = {}
-        if not isinstance(settings, dict):
-            raise ValueError(f"{path} holds a {type(settings).__name__}, not `name: value` lines")
-        return pydantic.TypeAdapter(cls).validate_python(settings)
+        return pydantic.TypeAdapter(cls).validate_python(read_mapping(path))
 
     def to_yaml(self, path: str | Path) -> None:
         """Write every setting, defaults included. Models, rewards and prompts passed as objects are no settings."""
@@ -212,10 +229,7 @@ class PPOConfigV1(PPOConfig):
         Raises:
             ValueError: there is no such preset, or a setting is wrong.
         """
-        known = sorted((path.stem for path in PRESETS.glob("*.yaml")), key=lambda name: int(name.removesuffix("gb")))
-        if name not in known:
-            raise ValueError(f"there is no preset {name!r}: the presets are {', '.join(known)}")
-        return dataclasses.replace(cls.from_yaml(PRESETS / f"{name}.yaml"), **settings)
+        return dataclasses.replace(cls.from_yaml(preset_file(name)), **settings)
 
 
 @dataclass(config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)

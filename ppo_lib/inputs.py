@@ -4,15 +4,14 @@ import argparse
 import json
 import runpy
 import shlex
-import warnings
 from pathlib import Path
 
 import pydantic
 import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from ppo_lib import checkpoint, worlds
-from ppo_lib.config import PRESETS, PPOConfigV1
+from ppo_lib import checkpoint, resume, worlds
+from ppo_lib.config import PPOConfigV1, preset_file, read_mapping
 from ppo_lib.models import load_policy
 from ppo_lib.ppo_v1 import PPOTrainer
 from ppo_lib.rewards import RewardFunction, RewardModel
@@ -26,22 +25,10 @@ def settings_from(preset: str | None, file: Path | None, changes: list[str]) -> 
     """
     settings = {}
     if preset:
-        PPOConfigV1.preset(preset)  # says which there are
-        settings |= mapping_in(PRESETS / f"{preset}.yaml")
+        settings |= read_mapping(preset_file(preset))
     if file:
-        settings |= mapping_in(file)
+        settings |= read_mapping(file)
     return settings | pairs(changes)
-
-
-def mapping_in(path: Path) -> dict:
-    """The settings in a YAML file. Only plain data is read: a tag that asks for an object is refused."""
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    if not isinstance(settings or {}, dict):
-        raise ValueError(f"{path} holds a {type(settings).__name__}, not `name: value` lines")
-    return settings or {}
 
 
 def pairs(changes: list[str]) -> dict:
@@ -120,11 +107,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict]:
     """
     if (folder / checkpoint.MANIFEST).exists():
         return folder, checkpoint.load_checkpoint(folder)["config"]
-    state, newest, passed_over = checkpoint.load_newest(folder / "checkpoints")
-    for reason in passed_over:
-        warnings.warn(f"passed over: {reason}", stacklevel=2)
-    if state is None:
-        raise ValueError(f"there is no whole checkpoint in {folder / 'checkpoints'}")
+    state, newest = resume.newest_state(folder)
     return newest, state["config"]
 
 
@@ -146,7 +129,7 @@ def continued(folder: Path, changes: dict, reward: str | None, **others) -> tupl
 def saved(model: str, changes: dict, reward: str | None) -> tuple:
     """A trainer of saved weights, with the settings, prompts and reference of the run whose folder they are in."""
     of_run = Path(model).parent / "config.yaml"
-    settings = mapping_in(of_run) if Path(model).is_dir() and of_run.exists() else {"model": model}
+    settings = read_mapping(of_run) if Path(model).is_dir() and of_run.exists() else {"model": model}
     plain = {"output_dir": None, "report_to": [], "lora_rank": None, "frozen_dtype": "float32"}
     config = pydantic.TypeAdapter(PPOConfigV1).validate_python(settings | plain | changes)
     judge = reward_of(config, reward)

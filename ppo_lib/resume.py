@@ -45,12 +45,22 @@ def find_state(wanted: bool | str | Path, output_dir: str | None) -> tuple[dict[
     if (folder / checkpoint.MANIFEST).exists() or folder.is_file() or folder.name.startswith(checkpoint.PREFIX):
         named = folder.resolve().parent
         return checkpoint.load_checkpoint(folder), named.parent if named.name == "checkpoints" else None
-    state, _, passed_over = checkpoint.load_newest(folder / "checkpoints")
-    for reason in passed_over:
-        warnings.warn(f"passed over: {reason}", stacklevel=3)
-    if state is None and (wanted is not True or passed_over):
-        raise CheckpointError(f"there is no whole checkpoint in {folder / 'checkpoints'}")
+    state, _ = newest_state(folder, required=wanted is not True)
     return state, folder.resolve()
+
+
+def newest_state(folder: Path, required: bool = True) -> tuple[dict[str, Any] | None, Path | None]:
+    """The state in the newest whole checkpoint of the run in `folder`, and its path; None of both where there is none.
+
+    Raises:
+        CheckpointError: all are broken; or there are none, and one is `required`.
+    """
+    state, path, passed_over = checkpoint.load_newest(folder / "checkpoints")
+    for reason in passed_over:
+        warnings.warn(f"passed over: {reason}", stacklevel=4)
+    if state is None and (required or passed_over):
+        raise CheckpointError(f"there is no whole checkpoint in {folder / 'checkpoints'}")
+    return state, path
 
 
 def settings(
