@@ -1,9 +1,12 @@
 """The command line: train, resume, evaluate and plot runs outside a notebook.
 
     python -m ppo_lib train run.yaml --preset 16gb --set seed=1 --dry-run
+    python -m ppo_lib train run.yaml --replay
     python -m ppo_lib resume runs/first
     python -m ppo_lib eval runs/first --json
     python -m ppo_lib plot runs/first
+
+Runs are of v1. With `--replay`, or where a setting of replay is named, they are of v2.
 
 A configuration may come from anywhere, so nothing in it can run code. A reward *function* is therefore named on the
 command line alone, by whoever types it: `--reward path/to/file.py:function`.
@@ -24,6 +27,10 @@ from pathlib import Path
 import pydantic
 
 RUN_FAILED, BAD_INPUT = 1, 2
+REPLAY_HELP = (
+    "train on earlier responses too, with v2's trainer. Naming any setting of replay in the file or with --set does "
+    "the same; without one, v1's trainer is used"
+)
 REWARD_HELP = (
     "a Python function (prompts, responses) -> scores. It is never read from a YAML file, "
     "because a configuration from elsewhere must not run code"
@@ -75,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     train = command("train", train_command, "start a run")
     train.add_argument("config", nargs="?", type=Path, help="YAML file of settings; without one, the defaults")
     train.add_argument("--preset", metavar="NAME", help="settings for a GPU: 8gb, 16gb, 32gb; the file goes over them")
+    train.add_argument("--replay", action="store_true", help=REPLAY_HELP)
     train.add_argument("--dry-run", action="store_true", help="print the plan and the memory it needs, and do nothing")
     resume = command("resume", resume_command, "go on with a run from its newest whole checkpoint")
     resume.add_argument("run", type=Path, help="the run's output_dir")
@@ -94,15 +102,13 @@ def parser() -> argparse.ArgumentParser:
 
 def train_command(arguments: argparse.Namespace) -> None:
     from ppo_lib import inputs
-    from ppo_lib.config import PPOConfigV1
-    from ppo_lib.ppo_v1 import PPOTrainer
 
-    settings = inputs.settings_from(arguments.preset, arguments.config, arguments.set)
+    settings = inputs.settings_from(arguments.preset, arguments.config, arguments.set, arguments.replay)
     if "output_dir" not in settings:
         settings["output_dir"] = os.path.join("runs", f"{datetime.now():%Y-%m-%d-%H%M%S}-{os.getpid()}")
     if "report_to" not in settings and sys.stdout.isatty():
         settings["report_to"] = ["console"]
-    config = pydantic.TypeAdapter(PPOConfigV1).validate_python(settings)
+    config = inputs.config_of(settings)
     if arguments.dry_run:
         from ppo_lib.plan import plan
 
@@ -110,7 +116,8 @@ def train_command(arguments: argparse.Namespace) -> None:
         return
     prompts, heldout = inputs.prompts_of(config)
     reward = inputs.reward_of(config, arguments.reward)
-    run(PPOTrainer(None, reward, config=config, **eval_reward(arguments)), prompts, heldout)
+    trainer = inputs.trainer_class(settings)(None, reward, config=config, **eval_reward(arguments))
+    run(trainer, prompts, heldout)
 
 
 def resume_command(arguments: argparse.Namespace) -> None:

@@ -44,6 +44,18 @@ def preset_file(name: str) -> Path:
     return PRESETS / f"{name}.yaml"
 
 
+def preset_settings(name: str, with_replay: bool = False) -> dict[str, Any]:
+    """The settings of the preset called `name`, and those of its part for replay where they are asked for."""
+    settings = read_mapping(preset_file(name))
+    of_replay = settings.pop("replay", {})
+    return settings | of_replay if with_replay else settings
+
+
+def later_stages(stage: type) -> list[type]:
+    """The settings' classes that extend `stage`, the next one first."""
+    return [later for child in stage.__subclasses__() for later in (child, *later_stages(child))]
+
+
 Precision = Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_no_in_yaml)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -98,17 +110,24 @@ class PPOConfig:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in names or ():
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-                hint = f"did you mean `{near[0]}`?" if near else f"known settings: {', '.join(known)}"
-                raise ValueError(f"unknown setting `{name}`: {hint}")
+                raise ValueError(f"unknown setting `{name}`: {cls._hint(str(name), known)}")
         return given
+
+    @classmethod
+    def _hint(cls, name: str, known: list[str]) -> str:
+        stages = reversed(later_stages(cls))  # a setting belongs to the first stage that has it
+        later = {field.name: stage.__name__ for stage in stages for field in dataclasses.fields(stage)}
+        if name in later:
+            return f"it is one of `{later[name]}`"
+        near = difflib.get_close_matches(name, [*known, *later], n=1, cutoff=0.5)
+        return f"did you mean `{near[0]}`?" if near else f"known settings: {', '.join(known)}"
 
     @model_validator(mode="after")
     def _check_sizes(self):
         if self.step_size > self.update_size:
             raise ValueError(
-                f"`minibatch_size`={self.minibatch_size} is larger than the rollout of batch_size * group_size = "
-                f"{self.batch_size * self.group_size} responses: lower `minibatch_size` or raise `batch_size`"
+                f"`minibatch_size`={self.minibatch_size} is larger than {self._update_in_words}: lower "
+                "`minibatch_size` or raise `batch_size`"
             )
         if self.total_episodes < self.rollout_size:
             raise ValueError(
@@ -126,6 +145,10 @@ class PPOConfig:
     def update_size(self) -> int:
         """Responses that an update trains on."""
         return self.rollout_size
+
+    @property
+    def _update_in_words(self) -> str:
+        return f"the rollout of batch_size * group_size = {self.batch_size * self.group_size} responses"
 
     @property
     def step_size(self) -> int:
@@ -229,7 +252,7 @@ class PPOConfigV1(PPOConfig):
         Raises:
             ValueError: there is no such preset, or a setting is wrong.
         """
-        return dataclasses.replace(cls.from_yaml(preset_file(name)), **settings)
+        return cls(**(preset_settings(name, with_replay=issubclass(cls, ReplayConfig)) | settings))
 
 
 @dataclass(config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
@@ -237,6 +260,7 @@ class ReplayConfig(PPOConfigV1):
     """Settings of `ppo_lib.ppo_v2.PPOTrainerWithReplay`. With `use_replay_buffer=False`, v2 does what v1 does.
 
     An update trains on one fresh rollout and on `replay_sample_size` responses of earlier ones, mixed.
+    `ReplayConfig.preset` gives sizes for the buffer as well; with "8gb" replay is off until `use_replay_buffer=True`.
 
     Raises:
         ValueError: as `PPOConfig`.
@@ -270,6 +294,48 @@ class ReplayConfig(PPOConfigV1):
     min_ess: Fraction = 0.1  # effective sample size of the weights, as a share of the replayed tokens
     max_replay_kl: PositiveFloat | None = 1.0  # nats per token between μ and π_k; further responses are dropped
 
+    @model_validator(mode="after")
+    def _check_replay(self):
+        if not self.use_replay_buffer:
+            return self
+        size, kept = self.replay_buffer_size, self.replay_keep_best
+        if size < self.rollout_size:
+            raise ValueError(
+                f"`replay_buffer_size`={size} has no room for one rollout of {self.rollout_size} responses: raise it"
+            )
+        if self.replay_sample_size > size:
+            raise ValueError(
+                f"`replay_sample_size`={self.replay_sample_size} is more than the buffer can hold: lower it, or raise "
+                f"`replay_buffer_size`={size}"
+            )
+        if kept == 1:
+            raise ValueError(
+                "`replay_keep_best`=1 keeps everything, so nothing would expire by `staleness_threshold`: lower it"
+            )
+        if kept and int(kept * size) == 0:
+            raise ValueError(
+                f"`replay_keep_best`={kept} of `replay_buffer_size`={size} is less than one response: raise either"
+            )
+        if self.correction == "decoupled" and self.importance_cap < 1:
+            raise ValueError(
+                f"`importance_cap`={self.importance_cap} would take weight from fresh responses too, whose ratio is 1: "
+                "raise it to 1 or more"
+            )
+        return self
+
     @property
     def update_size(self) -> int:
         return self.rollout_size + (self.replay_sample_size if self.use_replay_buffer else 0)
+
+    @property
+    def _update_in_words(self) -> str:
+        if not self.use_replay_buffer:
+            return super()._update_in_words
+        parts = self.gradient_accumulation_steps
+        among = f", divided by gradient_accumulation_steps = {parts}" if parts > 1 else ""
+        return f"an update of {self.rollout_size} fresh and {self.replay_sample_size} replayed responses{among}"
+
+
+REPLAY_SETTINGS = frozenset(f.name for f in dataclasses.fields(ReplayConfig)) - frozenset(
+    f.name for f in dataclasses.fields(PPOConfigV1)
+)

@@ -11,24 +11,42 @@ import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ppo_lib import checkpoint, resume, worlds
-from ppo_lib.config import PPOConfigV1, preset_file, read_mapping
+from ppo_lib.config import REPLAY_SETTINGS, PPOConfigV1, preset_settings, read_mapping
 from ppo_lib.models import load_policy
 from ppo_lib.ppo_v1 import PPOTrainer
+from ppo_lib.ppo_v2 import PPOTrainerWithReplay
 from ppo_lib.rewards import RewardFunction, RewardModel
 
 
-def settings_from(preset: str | None, file: Path | None, changes: list[str]) -> dict:
+def settings_from(preset: str | None, file: Path | None, changes: list[str], replay: bool = False) -> dict:
     """One mapping of settings: the preset's, over them the file's, over them the `name=value` of `changes`.
+
+    Replay is asked for by `replay`, or by any of its settings in the file or in `changes`; then the preset's sizes of
+    the buffer are taken too.
 
     Raises:
         ValueError: there is no such preset, the file is no YAML mapping, or a change has no `=`.
     """
-    settings = {}
-    if preset:
-        settings |= read_mapping(preset_file(preset))
-    if file:
-        settings |= read_mapping(file)
-    return settings | pairs(changes)
+    own = (read_mapping(file) if file else {}) | pairs(changes)
+    if replay:
+        own["use_replay_buffer"] = True
+    asked = trainer_class(own) is PPOTrainerWithReplay
+    settings = preset_settings(preset, with_replay=asked) if preset else {}
+    return settings | ({"use_replay_buffer": True} if asked else {}) | own
+
+
+def trainer_class(settings: dict) -> type[PPOTrainer]:
+    """v2's trainer where a setting of replay is among `settings`, else v1's."""
+    return PPOTrainerWithReplay if settings.keys() & REPLAY_SETTINGS else PPOTrainer
+
+
+def config_of(settings: dict) -> PPOConfigV1:
+    """The settings, checked, in the class of their stage: a `ReplayConfig` where one of replay's is among them.
+
+    Raises:
+        ValueError: a setting is unknown or wrong, or contradicts another.
+    """
+    return pydantic.TypeAdapter(trainer_class(settings).config_class).validate_python(settings)
 
 
 def pairs(changes: list[str]) -> dict:
@@ -115,15 +133,22 @@ def continued(folder: Path, changes: dict, reward: str | None, **others) -> tupl
     """The trainer of the newest whole checkpoint of the run in `folder`, with `changes` to its settings; its prompts.
 
     Raises:
-        ValueError: there is none, or the run was trained on a reward function and none is named.
+        ValueError: there is none; the run was trained on a reward function and none is named; or a change asks a run of
+            v1 to replay.
     """
     newest, settings = newest_checkpoint(folder)
     needed = reward_named_before(newest.resolve().parent.parent)
     if needed and not reward:
         raise ValueError(f"the run was trained on a reward function: name it again, --reward {needed}")
-    config = pydantic.TypeAdapter(PPOConfigV1).validate_python(settings | changes)
-    trainer = PPOTrainer(None, reward_of(config, reward), config=config, resume_from_checkpoint=newest, **others)
-    return trainer, *prompts_of(config)
+    trainer = trainer_class(settings)
+    if late := sorted(changes.keys() & REPLAY_SETTINGS - settings.keys()):
+        raise ValueError(
+            f"`{late[0]}` is a setting of replay, and the run has none: start another with --replay, from its weights "
+            "with --set model=RUN/model"
+        )
+    config = config_of(settings | changes)
+    judge = reward_of(config, reward)
+    return trainer(None, judge, config=config, resume_from_checkpoint=newest, **others), *prompts_of(config)
 
 
 def saved(model: str, changes: dict, reward: str | None) -> tuple:
@@ -131,14 +156,14 @@ def saved(model: str, changes: dict, reward: str | None) -> tuple:
     of_run = Path(model).parent / "config.yaml"
     settings = read_mapping(of_run) if Path(model).is_dir() and of_run.exists() else {"model": model}
     plain = {"output_dir": None, "report_to": [], "lora_rank": None, "frozen_dtype": "float32"}
-    config = pydantic.TypeAdapter(PPOConfigV1).validate_python(settings | plain | changes)
-    judge = reward_of(config, reward)
+    config = config_of(settings | plain | changes)
+    judge, trainer = reward_of(config, reward), trainer_class(settings | changes)
     if config.model == model:
-        return PPOTrainer(None, judge, config=config), *prompts_of(config)
+        return trainer(None, judge, config=config), *prompts_of(config)
     world = worlds.load(config.model) if config.model in worlds.NAMES else None
     reference = world.model if world else load_policy(config.model)[0]
-    trainer = PPOTrainer(model, judge or world.reward, reference=reference.requires_grad_(False), config=config)
-    return trainer, *prompts_of(config)
+    judge = judge or world.reward
+    return trainer(model, judge, reference=reference.requires_grad_(False), config=config), *prompts_of(config)
 
 
 def reward_named_before(folder: Path) -> str | None:

@@ -3,13 +3,15 @@
 import math
 from collections.abc import Iterable
 
+import torch
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from ppo_lib import worlds
-from ppo_lib.config import PPOConfigV1
+from ppo_lib.config import PPOConfigV1, ReplayConfig
 from ppo_lib.inputs import prompts_of
 from ppo_lib.memory_estimate import MODELS, PARTS, ShapesOnly, memory_by_moment
+from ppo_lib.replay import ReplayBuffer
 from ppo_lib.rollout import encode_prompts
 
 ASSUMED_PROMPT = 64  # tokens, where no tokenizer is at hand
@@ -39,6 +41,7 @@ def plan(config: PPOConfigV1) -> str:
         "prompts": f"{count(prompts)} to train on, {count(heldout)} held out; the longest "
         + (f"has {longest} tokens" if longest else f"is taken to have {ASSUMED_PROMPT} tokens"),
         **schedule(config, bool(heldout)),
+        **replay(config),
         **disk(config, shapes, bool(heldout)),
     }
     lines = [f"{name:14}{value}" for name, value in rows.items()]
@@ -66,7 +69,7 @@ def inputs_of(config: PPOConfigV1) -> tuple[PretrainedConfig, list[str] | None, 
 
 def schedule(config: PPOConfigV1, evaluates: bool) -> dict[str, str]:
     """Updates, responses, optimiser steps, evaluations."""
-    steps = config.num_ppo_epochs * math.ceil(config.rollout_size / config.step_size)
+    steps = config.num_ppo_epochs * math.ceil(config.update_size / config.step_size)
     in_memory = f"{config.minibatch_size} in memory with gradients"
     responses = config.num_updates * config.rollout_size
     return {
@@ -78,11 +81,38 @@ def schedule(config: PPOConfigV1, evaluates: bool) -> dict[str, str]:
     }
 
 
+def replay(config: PPOConfigV1) -> dict[str, str]:
+    """What is replayed in an update, how often a response is trained on, and the buffer's memory."""
+    if not isinstance(config, ReplayConfig) or not config.use_replay_buffer:
+        return {}
+    fresh, replayed, size = config.rollout_size, config.replay_sample_size, config.replay_buffer_size
+    times = {"replay_sample_size": replayed / fresh}
+    times |= {"max_replay_reuse": config.max_replay_reuse, "staleness_threshold": config.staleness_threshold}
+    tightest = min(times, key=times.get)
+    kept = int(config.replay_keep_best * size)
+    most = min(size, (config.staleness_threshold + 1) * fresh + kept)
+    best = f", {kept} of them for their scores alone, however old" if kept else ""
+    room = f"room for {size} responses, {gb(buffer_bytes(config))} of main memory"
+    return {
+        "replay": f"{replayed} earlier responses beside {fresh} fresh ones in each update, once so many are held",
+        "  reuse": f"a response is replayed {times[tightest]:.3g} times on average (`{tightest}`), so that "
+        f"{1 + times[tightest]:.3g} are trained on for each one generated",
+        "  buffer": f"{room}; it holds {most} at most{best}",
+    }
+
+
+def buffer_bytes(config: ReplayConfig) -> int:
+    """What the replay buffer will take."""
+    with torch.device("meta"):
+        return ReplayBuffer(config.replay_buffer_size, config.max_new_tokens, None).nbytes
+
+
 def disk(config: PPOConfigV1, shapes: ShapesOnly, evaluates: bool) -> dict[str, str]:
     """Checkpoints, and the room that they and the models need at most."""
     if not config.output_dir:
         return {}
     one = shapes.gradient_bytes + shapes.fixed["optimizer"]
+    one += buffer_bytes(config) if isinstance(config, ReplayConfig) else 0
     kept = config.keep_last + evaluates
     models = sum(4 * sum(p.numel() for p in unadapted(net)) for net in (shapes.policy, shapes.critic))
     room = one * (kept + 1) + models * (2 + evaluates)  # each is written aside before it takes its place

@@ -9,6 +9,7 @@ import math
 import torch
 
 from ppo_lib import ppo_v1
+from ppo_lib.checkpoint import CheckpointError
 from ppo_lib.config import ReplayConfig
 from ppo_lib.data import PPODataset
 from ppo_lib.estimators import token_rewards, whiten
@@ -42,9 +43,15 @@ class PPOTrainerWithReplay(ppo_v1.PPOTrainer):
             priority_correction=config.replay_priority_correction,
             keep_best=config.replay_keep_best,
         )
-        self.forward_batch.size = max(self.forward_batch.size, config.minibatch_size)
         self.totals = {"generated_tokens": 0, "trained_tokens": 0, "generated_responses": 0, "trained_responses": 0}
-        if self.resumed_state:
+        if not self.resumed_state:
+            self.forward_batch.size = max(self.forward_batch.size, config.minibatch_size)
+        elif "replay" not in self.resumed_state:
+            raise CheckpointError(
+                "the checkpoint is of a run without a buffer: resume it with `ppo_v1.PPOTrainer`, or start a run with "
+                "replay from the run's saved model"
+            )
+        else:
             self.buffer.load_state_dict(self.resumed_state["replay"])
             self.totals = self.resumed_state["totals"]
 

@@ -150,7 +150,7 @@ class ReplayBuffer:
         logits = self.priority_exponent * priorities.log()
         if self.recency is not None:
             logits = logits - self.ages(version).double() / self.recency
-        return torch.softmax(logits, dim=0)
+        return torch.softmax(logits.clamp(min=logits.max() - 500), dim=0)  # never 0: ω divides by it
 
     def sample(self, size: int, version: int, generator: torch.Generator) -> ReplayRollout | None:
         """Draw at most `size` different responses to train on in update `version`; None where there are none.

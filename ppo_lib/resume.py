@@ -66,7 +66,16 @@ def newest_state(folder: Path, required: bool = True) -> tuple[dict[str, Any] | 
 def settings(
     config_class: type[PPOConfigV1], state: dict[str, Any], config: PPOConfigV1 | None, others: dict[str, Any]
 ) -> PPOConfigV1:
-    """`config`, or the checkpoint's where it is None; warns where it or `others` would change the run."""
+    """`config`, or the checkpoint's where it is None; warns where it or `others` would change the run.
+
+    Raises:
+        CheckpointError: the checkpoint is of a later stage.
+    """
+    if state["config"].keys() - {field.name for field in dataclasses.fields(config_class)}:
+        raise CheckpointError(
+            "the checkpoint is of a run with replay: resume it with `ppo_v2.PPOTrainerWithReplay`, or start a run of "
+            "this stage from the run's saved model"
+        )
     given = dataclasses.asdict(config) if config else {}
     given |= {name: value for name, value in others.items() if name in state["config"]}
     changed = [name for name, value in given.items() if value != state["config"].get(name) and name not in FREE]

@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from ppo_lib import cli, inputs
+from ppo_lib.config import ReplayConfig
 from ppo_lib.ppo_v1 import PPOTrainer
+from ppo_lib.ppo_v2 import PPOTrainerWithReplay
 
 SMALL = {
     "batch_size": 4, "minibatch_size": 4, "num_ppo_epochs": 1, "max_new_tokens": 6, "total_episodes": 16,
@@ -85,6 +87,69 @@ def test_settings_of_the_command_line_win_over_the_file_and_the_file_over_the_pr
     assert settings["gradient_accumulation_steps"] == 8, "the preset's own"
 
 
+@pytest.mark.parametrize(
+    ("words", "trainer", "expected"),
+    [
+        ({}, PPOTrainer, {}),
+        ({"preset": "16gb"}, PPOTrainer, {"batch_size": 4}),
+        ({"preset": "8gb", "replay": True}, PPOTrainerWithReplay, {"use_replay_buffer": True, "batch_size": 1}),
+        ({"preset": "16gb", "replay": True}, PPOTrainerWithReplay, {"replay_buffer_size": 1000, "batch_size": 4}),
+        ({"changes": ["replay_sample_size=24"]}, PPOTrainerWithReplay, {"use_replay_buffer": True, "batch_size": 8}),
+        ({"preset": "32gb", "changes": ["max_replay_reuse=2"]}, PPOTrainerWithReplay,
+         {"replay_buffer_size": 2000, "replay_sample_size": 64, "max_replay_reuse": 2, "use_replay_buffer": True}),
+        ({"changes": ["use_replay_buffer=false", "minibatch_size=8"]}, PPOTrainerWithReplay,
+         {"use_replay_buffer": False}),
+        ({"file": "replay.yaml"}, PPOTrainerWithReplay, {"staleness_threshold": 3, "use_replay_buffer": True}),
+        ({"file": "replay.yaml", "preset": "8gb"}, PPOTrainerWithReplay, {"use_replay_buffer": True}),
+    ],
+)  # fmt: skip
+def test_replay_is_used_where_it_is_asked_for(work, words, trainer, expected):
+    """By --replay, or by any of its settings; a preset alone does not ask for it, and brings its sizes when asked."""
+    (work / "replay.yaml").write_text("staleness_threshold: 3\n")
+    settings = inputs.settings_from(**{"preset": None, "file": None, "changes": []} | words)
+    assert inputs.trainer_class(settings) is trainer, f"{words} chooses the wrong trainer"
+    config = inputs.config_of(settings)
+    assert type(config) is trainer.config_class and {name: getattr(config, name) for name in expected} == expected
+
+
+def test_a_run_with_replay_resumes_with_its_buffer_and_is_judged(work, capsys, monkeypatch):
+    words = ("--replay", "--set", "replay_sample_size=4")
+    assert train(*words, "--set", "output_dir=whole") == 0
+    with monkeypatch.context() as broken:
+        failing_in_update(4, lambda: 1 / 0, broken)
+        assert train(*words, "--set", "output_dir=cut") == cli.RUN_FAILED
+    assert cli.main(["resume", "cut"]) == 0
+    whole = metrics_of(work / "whole")
+    assert metrics_of(work / "cut") == whole, "resumed on the command line, a run with replay goes another way"
+    assert whole[-1]["efficiency/trained_responses"] == 16 + 3 * 4, "nothing was replayed"
+    assert cli.main(["eval", "cut"]) == cli.main(["eval", "cut/model"]) == 0
+    assert cli.main(["plot", "cut"]) == 0
+    assert cli.main(["train", "cut/config.yaml", "--dry-run"]) == 0, "the settings saved with a run are not taken"
+    assert "4 earlier responses beside 4 fresh ones" in capsys.readouterr().out
+
+
+def test_dry_run_states_what_is_replayed_and_what_the_buffer_takes(work, capsys):
+    words = ("replay_buffer_size=20", "replay_sample_size=12", "replay_keep_best=0.5", "max_replay_reuse=2")
+    assert train(*(word for setting in words for word in ("--set", setting)), "--dry-run") == 0
+    plan = capsys.readouterr().out
+    place = 6 * (4 + 4 + 4) + 4 + 1 + 4 + 4 + 4 + 4  # three numbers a token, six a response
+    for said in (
+        "replay        12 earlier responses beside 4 fresh ones in each update",
+        "a response is replayed 2 times on average (`max_replay_reuse`), so that 3 are trained on",
+        f"room for 20 responses, {20 * place / 1e6:.1f} MB of main memory; it holds 20 at most, 10 of them for their",
+        "steps         16: in each update 1 passes, 4 of 4 responses each",
+    ):
+        assert said in plan, said
+    config = ReplayConfig(replay_buffer_size=20, replay_sample_size=12, minibatch_size=4, max_new_tokens=6)
+    assert PPOTrainerWithReplay(config=config).buffer.nbytes == 20 * place, "the plan's buffer is not the run's"
+
+
+def test_a_run_of_v1_cannot_begin_to_replay(work, capsys):
+    assert train("--set", "output_dir=out", "--set", "total_episodes=4") == 0
+    assert cli.main(["resume", "out", "--set", "replay_sample_size=4"]) == cli.BAD_INPUT
+    assert "`replay_sample_size` is a setting of replay, and the run has none" in capsys.readouterr().err
+
+
 def test_dry_run_shows_the_plan_and_touches_nothing(work, capsys):
     before = sorted(work.rglob("*"))
     assert train("--preset", "8gb", "--set", "gradient_accumulation_steps=2", "--dry-run") == 0
@@ -114,6 +179,8 @@ def test_dry_run_shows_the_plan_and_touches_nothing(work, capsys):
         (["--reward", "judge.py:absent"], "defines no function 'absent'"),
         (["--reward", "judge:length"], "path/to/file.py:function"),
         (["--set", "reward=judge.py:length"], "unknown setting `reward`"),
+        (["--set", "replay_bufer_size=9"], "did you mean `replay_buffer_size`?"),
+        (["--set", "replay_buffer_size=3"], "has no room for one rollout of 4"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_code_2(work, capsys, words, message):

@@ -144,6 +144,14 @@ def test_saved_in_mid_run_it_goes_on_bit_for_bit(tmp_path):
         assert replay.statistics(version) == other.statistics(version)
 
 
+def test_weights_stay_finite_however_old_a_kept_response_is():
+    replay = buffer(recency=1.0, priority_exponent=0.5, staleness_threshold=10**6)
+    for version in (1, 3000):
+        replay.add(fresh(2, seed=version), version)
+    batch = replay.sample(4, 3001, generator())
+    assert batch.sampling_weights.isfinite().all(), "a response that is drawn with probability 0 weighs ∞ or NaN"
+
+
 def test_a_buffer_of_another_size_is_refused():
     with pytest.raises(ValueError, match="replay_buffer_size"):
         buffer(4).load_state_dict(buffer(8).state_dict())
@@ -152,11 +160,22 @@ def test_a_buffer_of_another_size_is_refused():
 class Operations(RuleBasedStateMachine):
     """Any sequence of operations keeps the limits."""
 
-    @initialize(capacity=st.integers(1, 12), max_reuse=st.integers(1, 4), staleness=st.integers(0, 5),
-                keep_best=st.sampled_from([0.0, 0.3]), alpha=st.sampled_from([0.0, 0.7]))
+    @initialize(
+        capacity=st.integers(1, 12),
+        max_reuse=st.integers(1, 4),
+        staleness=st.integers(0, 5),
+        keep_best=st.sampled_from([0.0, 0.3]),
+        alpha=st.sampled_from([0.0, 0.7]),
+    )
     def start(self, capacity, max_reuse, staleness, keep_best, alpha):
-        self.replay = buffer(capacity, max_reuse=max_reuse, staleness_threshold=staleness, keep_best=keep_best,
-                             priority_exponent=alpha, recency=3.0)
+        self.replay = buffer(
+            capacity,
+            max_reuse=max_reuse,
+            staleness_threshold=staleness,
+            keep_best=keep_best,
+            priority_exponent=alpha,
+            recency=3.0,
+        )
         self.version, self.stream, self.kept = 1, generator(), keep_best > 0
         self.nbytes = self.replay.nbytes
 

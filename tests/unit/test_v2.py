@@ -1,11 +1,14 @@
 """The replay trainer: v1 without a buffer, PPO on fresh data, and what it does with responses of earlier policies."""
 
 import copy
+import re
 
 import pytest
 import torch
 
+import toc
 from ppo_lib import ppo_v1
+from ppo_lib.checkpoint import CheckpointError
 from ppo_lib.config import PPOConfigV1, ReplayConfig
 from ppo_lib.estimators import token_rewards, whiten
 from ppo_lib.importance import importance_ratios, vtrace
@@ -195,10 +198,80 @@ def test_a_joined_rollout_keeps_every_row():
     [
         ({"correction": "decupled"}, "correction"),
         ({"replay_bufer_size": 4}, "replay_buffer_size"),
-        ({"replay_sample_size": 2, "minibatch_size": 9}, "minibatch_size"),
+        ({"replay_sample_size": 2, "minibatch_size": 9}, "`minibatch_size`=9 .* 4 fresh and 2 replayed responses"),
+        ({"replay_sample_size": 2, "minibatch_size": 6, "gradient_accumulation_steps": 2}, "8 fresh and 2 .* divided"),
         ({"max_replay_reuse": 0}, "max_replay_reuse"),
+        ({"replay_sample_size": 17}, "`replay_sample_size`=17 is more than the buffer .* `replay_buffer_size`=16"),
+        ({"replay_buffer_size": 3, "replay_sample_size": 2}, "`replay_buffer_size`=3 has no room for one rollout of 4"),
+        ({"replay_keep_best": 0.05}, "`replay_keep_best`=0.05 .*16 is less than one response"),
+        ({"replay_keep_best": 1.0}, "`replay_keep_best`=1 .* `staleness_threshold`"),
+        ({"importance_cap": 0.5}, "`importance_cap`=0.5 .* fresh responses"),
     ],
 )
 def test_wrong_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
-        ReplayConfig(**{**{k: v for k, v in RUN.items()}, **settings})
+        ReplayConfig(**{**RUN, **settings})
+
+
+def test_without_a_buffer_its_sizes_do_not_matter():
+    off = {"use_replay_buffer": False, "replay_buffer_size": 1, "replay_keep_best": 1.0}
+    assert ReplayConfig(**{**RUN, **off}).update_size == 4
+    with pytest.raises(ValueError, match="larger than the rollout"):
+        ReplayConfig(**{**RUN, **off, "minibatch_size": 5})
+
+
+def test_a_setting_of_replay_is_told_from_an_unknown_one():
+    with pytest.raises(ValueError, match="unknown setting `replay_buffer_size`: it is one of `ReplayConfig`"):
+        PPOConfigV1(replay_buffer_size=3)
+
+
+def test_presets_bring_the_buffer_that_the_usage_guide_shows():
+    guide = (toc.ROOT / "book/usage_guide.md").read_text("utf8")
+    header, _, *rows = re.search(r"^\| with replay \| 8gb .*?\n\n", guide, re.S | re.M).group().strip().splitlines()
+    names = [cell.strip() for cell in header.strip("| ").split("|")[1:]]
+    for row in rows:
+        setting, *cells = [cell.strip() for cell in row.strip("| ").split("|")]
+        setting = re.search(r"`(\w+)`", setting).group(1)
+        for name, cell in zip(names, cells, strict=True):
+            config = ReplayConfig.preset(name)
+            value = getattr(config, setting)
+            shown = {"yes": True, "no": False}.get(cell, cell)
+            if cell == "–":
+                assert not config.use_replay_buffer, f"the guide has no {setting} for {name}, whose replay is on"
+            else:
+                assert str(value) == str(shown), f"the guide says {setting} = {cell} for {name}: it is {value}"
+    sizes = {name: ReplayConfig.preset(name) for name in names}
+    assert [(c.replay_buffer_size, c.replay_sample_size) for c in sizes.values()][1:] == [(1000, 32), (2000, 64)]
+    assert not sizes["8gb"].use_replay_buffer and sizes["32gb"].max_replay_reuse == 8
+
+
+@pytest.mark.parametrize("preset", ["16gb", "32gb"])
+def test_a_preset_trains_with_replay(preset):
+    config = ReplayConfig.preset(preset, num_ppo_epochs=1, max_new_tokens=8)
+    rollout = config.rollout_size
+    ppo = PPOTrainerWithReplay(config=ReplayConfig.preset(
+        preset, num_ppo_epochs=1, max_new_tokens=8, total_episodes=2 * rollout))  # fmt: skip
+    history = ppo.train(["The film was", "I think"])
+    assert len(history) == 2 and history[-1]["replay/sampled"] == min(rollout, config.replay_sample_size)
+
+
+def test_checkpoints_of_another_stage_are_refused_and_named(tmp_path):
+    settings = {"total_episodes": 4, "output_dir": str(tmp_path / "v2")}
+    trainer(**settings).train(PROMPTS)
+    with pytest.raises(CheckpointError, match="of a run with replay: resume it with `ppo_v2"):
+        ppo_v1.PPOTrainer(resume_from_checkpoint=tmp_path / "v2")
+    settings["output_dir"] = str(tmp_path / "v1")
+    names = {k: v for k, v in (RUN | settings).items() if hasattr(PPOConfigV1(), k)}
+    policy = likely_eos(tiny_policy(sharpness=2.0))
+    ppo_v1.PPOTrainer(policy, vowels, tokenizer=byte_tokenizer(), **names).train(PROMPTS)
+    with pytest.raises(CheckpointError, match="of a run without a buffer: resume it with `ppo_v1"):
+        trainer(**settings, resume_from_checkpoint=True)
+
+
+def test_a_size_that_fits_in_memory_is_kept_on_resume(tmp_path):
+    ppo = trainer(output_dir=str(tmp_path / "run"), minibatch_size=8, total_episodes=8)
+    assert ppo.forward_batch.size == 8
+    ppo.forward_batch.size = 1  # memory ran out
+    ppo.train(PROMPTS)
+    resumed = trainer(output_dir=str(tmp_path / "run"), minibatch_size=8, resume_from_checkpoint=True, total_episodes=8)
+    assert resumed.forward_batch.size == 1, "a resumed run tries again what did not fit in memory"
