@@ -272,7 +272,7 @@ class ReplayConfig(PPOConfigV1):
     # the buffer
     use_replay_buffer: bool = True
     replay_buffer_size: PositiveInt = 1000  # responses
-    replay_sample_size: PositiveInt = 56  # responses replayed in an update
+    replay_sample_size: Annotated[int, Field(ge=0)] = 56  # responses replayed in an update
     max_replay_reuse: PositiveInt = 8  # times a response is replayed before it is retired
     staleness_threshold: PositiveInt = 16  # updates after which a response expires
     replay_anneal: Fraction = 0.0  # last share of the run, in which replay fades to zero

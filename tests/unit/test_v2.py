@@ -57,6 +57,13 @@ def test_without_a_buffer_v2_is_v1_bit_for_bit():
     assert all(map(torch.equal, weights(v1), weights(v2))), "with replay off v2's weights are not v1's"
 
 
+def test_a_sample_of_no_responses_is_v1_too():
+    v1, v2 = trainer(use_replay_buffer=False), trainer(replay_sample_size=0)
+    v1.train(PROMPTS), v2.train(PROMPTS)
+    assert all(map(torch.equal, weights(v1), weights(v2))), "with nothing replayed v2's weights are not v1's"
+    assert v2.history[-1]["efficiency/reuse_ratio"] == 1
+
+
 def test_on_fresh_data_the_replay_loss_is_ppos():
     """A rollout of the current policy, sent through the buffer's way, must give v1's loss, gradient and targets."""
     ppo, rollout, version = after(1, kl_coef=0.3, lam=0.8)
