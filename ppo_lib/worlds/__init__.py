@@ -21,7 +21,7 @@ class World:
 
     `model` is a causal language model in evaluation mode; each `load`
     returns a fresh copy, so training one changes no other.
-    `tokenizer` pads on the left; in the `reviews` worlds its EOS token is not its padding token, in `smollm2` it is.
+    `tokenizer` pads on the left; in the embedded worlds its EOS token is not its padding token, in `smollm2` it is.
     `reward` takes prompts and responses (two lists of B strings) and returns B numbers.
     `prompts` are for training and `heldout_prompts` for evaluation; no prompt is in both.
     """
@@ -38,13 +38,14 @@ class World:
 _LOADERS = {
     "reviews": ("ppo_lib.worlds.reviews", "load"),
     "reviews-sparse": ("ppo_lib.worlds.reviews", "load_sparse"),
+    "sums": ("ppo_lib.worlds.sums", "load"),
     "smollm2": ("ppo_lib.worlds.smollm2", "load"),
 }
 NAMES = tuple(_LOADERS)
 
 
 def load(name: str = "reviews") -> World:
-    """Load a world by name: "reviews", "reviews-sparse" or "smollm2".
+    """Load a world by name: "reviews", "reviews-sparse", "sums" or "smollm2".
 
     Raises ValueError for any other name.
     """

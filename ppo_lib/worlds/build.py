@@ -1,4 +1,4 @@
-"""Rebuild the shipped files of the `reviews` world: `python -m ppo_lib.worlds.build`, or `… --check` to compare only.
+"""Rebuild the shipped files of the embedded worlds: `python -m ppo_lib.worlds.build`, or `… --check` to compare only.
 
 Corpus → tokenizer → language model → preferences → reward model, all from fixed seeds on one CPU thread: on one machine
 with the same package versions, two runs write the same bytes. It takes a few minutes and prints what it measures.
@@ -17,14 +17,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from ppo_lib.rewards import bradley_terry_loss, sequence_scores
-from ppo_lib.worlds import grammar, reviews
+from ppo_lib.rollout import sample
+from ppo_lib.worlds import grammar, reviews, sums
 
 DATA = Path(__file__).parent / "data"
-FOLDERS = ("policy", "reward_model")
-CORPUS_SIZE = 20_000
+FOLDERS = ("policy", "reward_model", "sums")
+CORPUS_SIZE, PROBLEMS = 20_000, 60_000
 VOCABULARY = 640
 PAD, EOS = "<pad>", "<eos>"
-POLICY_STEPS, POLICY_BATCH = 1500, 128
+POLICY_STEPS, SUMS_STEPS, POLICY_BATCH = 1500, 3000, 128
 PAIRS, HELDOUT_PAIRS, PROXY_EPOCHS, PROXY_BATCH = 6000, 2000, 3, 64
 CENTRE = 0.01  # weight of the term that keeps the proxy's mean near zero (Eisenstein et al. 2023, arXiv:2312.09244)
 
@@ -51,14 +52,14 @@ def build_tokenizer(corpus: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def build_policy(tokenizer: PreTrainedTokenizerFast, corpus: list[str]) -> LlamaForCausalLM:
-    """Train the language model on the corpus, each review closed by EOS."""
+def build_policy(tokenizer: PreTrainedTokenizerFast, corpus: list[str], steps: int = POLICY_STEPS) -> LlamaForCausalLM:
+    """Train a language model on the corpus, each text closed by EOS."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(reviews.llama_config(tokenizer, hidden=48, layers=2, tie_word_embeddings=True))
     texts = tokenizer([text + EOS for text in corpus], padding=True, padding_side="right", return_tensors="pt")
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, POLICY_STEPS, pct_start=0.05)
-    for step in range(POLICY_STEPS):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, steps, pct_start=0.05)
+    for step in range(steps):
         rows = torch.randint(len(corpus), (POLICY_BATCH,))
         ids, mask = texts["input_ids"][rows], texts["attention_mask"][rows]
         width = int(mask.sum(1).max())
@@ -105,6 +106,18 @@ def score_pairs(model, tokenizer, pairs: list[tuple[str, str, str]]) -> tuple[to
     return chosen, rejected
 
 
+def report_sums(tokenizer, policy) -> None:
+    """Print how often the sums are right, sampled and greedy, and a few responses."""
+    asked = sums.problems()[: sums.PROMPTS]
+    for greedy in (False, True):
+        generator = torch.Generator().manual_seed(5)
+        responses = sample(policy, tokenizer, asked * 8, reviews.MAX_NEW_TOKENS, 1.0, generator, greedy).responses
+        right = sum(sums.exact_match(asked * 8, responses)) / len(responses)
+        print(f"sums: {right:.2%} of the {'greedy' if greedy else 'sampled'} answers are right")
+    for prompt, response in zip(asked[:6], responses, strict=False):
+        print(f"  {prompt}|{response}")
+
+
 @torch.no_grad()
 def report(tokenizer, policy, proxy) -> None:
     """Print what the world is like: base rates, lengths, the proxy's held-out accuracy, samples."""
@@ -144,7 +157,11 @@ def build(folder: Path) -> None:
     proxy = build_proxy(tokenizer, reviews.preference_pairs(PAIRS, 1, policy, tokenizer))
     proxy.save_pretrained(folder / "reward_model")
     print(f"reward model: {proxy.num_parameters():,} parameters after {time.perf_counter() - start:.0f} s", flush=True)
+    adder = build_policy(tokenizer, sums.corpus(PROBLEMS), SUMS_STEPS)
+    adder.save_pretrained(folder / "sums")
+    print(f"sums: {adder.num_parameters():,} parameters after {time.perf_counter() - start:.0f} s", flush=True)
     report(tokenizer, policy, proxy)
+    report_sums(tokenizer, adder)
 
 
 def differences(folder: Path) -> list[str]:
@@ -160,7 +177,7 @@ def differences(folder: Path) -> list[str]:
 
 def main() -> None:
     """Rebuild in place, or with `--check` rebuild elsewhere and fail if a byte differs."""
-    parser = argparse.ArgumentParser(description="Rebuild the shipped files of the reviews world.")
+    parser = argparse.ArgumentParser(description="Rebuild the shipped files of the embedded worlds.")
     parser.add_argument("--check", action="store_true", help="leave the shipped files alone and compare them")
     if not parser.parse_args().check:
         build(DATA)

@@ -81,7 +81,7 @@ def sparse_reward(prompts: list[str], responses: list[str]) -> list[float]:
     return [float(grammar.RARE_FORM in response.lower()) for _, response in zip(prompts, responses, strict=True)]
 
 
-def _load(model_class: type, folder: str):
+def load_shipped(model_class: type, folder: str):
     """`model_class.from_pretrained` on a shipped folder, without its progress bar."""
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
@@ -95,17 +95,17 @@ def _load(model_class: type, folder: str):
 
 def load_tokenizer() -> PreTrainedTokenizerBase:
     """The byte-level BPE tokenizer: any text round-trips, `<eos>` is not `<pad>`, padding goes on the left."""
-    return _load(PreTrainedTokenizerFast, "policy")
+    return load_shipped(PreTrainedTokenizerFast, "policy")
 
 
 def load_policy_model() -> PreTrainedModel:
     """The language model that learned from the corpus: a Llama of 88,368 parameters, in evaluation mode."""
-    return _load(LlamaForCausalLM, "policy").eval()
+    return load_shipped(LlamaForCausalLM, "policy").eval()
 
 
 def load_proxy_model() -> PreTrainedModel:
     """The learned proxy as a bare sequence classifier with one label, in evaluation mode."""
-    return _load(LlamaForSequenceClassification, "reward_model").eval()
+    return load_shipped(LlamaForSequenceClassification, "reward_model").eval()
 
 
 def load_reward_model() -> RewardModel:

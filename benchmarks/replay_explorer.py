@@ -1,0 +1,62 @@
+"""The grid of runs that the explorer of chapter 12 shows: what four settings of the buffer do on `reviews`.
+
+    python benchmarks/replay_explorer.py
+
+Every point of the grid is trained on the same seeds, as is tuned on-policy PPO. A curve is added to
+ppo_lib/stored/replay_explorer/curves.csv as soon as its run is over; a killed program goes on where it was.
+"""
+
+import argparse
+import csv
+import itertools
+
+from record import RESULTS, provenance, write_json
+from sample_efficiency import COLUMNS, frozen, in_parallel, stored
+
+FOLDER = RESULTS / "replay_explorer"
+SEEDS = (200, 201, 202, 203, 204)
+EPISODES = 320
+SLIDERS = {
+    "replay_buffer_size": (16, 64, 256),
+    "replay_sample_size": (8, 24, 56),
+    "max_replay_reuse": (2, 8),
+    "staleness_threshold": (2, 16),
+}
+FIXED = {"batch_size": 8, "learning_rate": 1e-3}  # everything else has its default
+
+
+def jobs() -> list[tuple]:
+    """All runs, seed by seed: key (four settings, seed), task, episodes, family, settings, seed."""
+    found = []
+    for seed in SEEDS:
+        key = (*(0 for _ in SLIDERS), seed)
+        found.append((key, "dense", EPISODES, "ppo", frozen()["dense"]["ppo"], seed))
+        for point in itertools.product(*SLIDERS.values()):
+            settings = FIXED | dict(zip(SLIDERS, point, strict=True))
+            settings["minibatch_size"] = settings["batch_size"] + settings["replay_sample_size"]
+            found.append(((*point, seed), "dense", EPISODES, "replay", settings, seed))
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args(argv)
+    path = FOLDER / "curves.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_text(",".join((*SLIDERS, "seed", *COLUMNS)) + "\n")
+    with open(path, newline="", encoding="utf-8") as file:
+        known = {tuple(int(row[name]) for name in (*SLIDERS, "seed")) for row in csv.DictReader(file)}
+    for key, curve in in_parallel([job for job in jobs() if job[0] not in known], arguments.workers):
+        with open(path, "a", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([*key, *stored(row)] for row in curve)
+    write_json(
+        FOLDER / "runs.json",
+        {"sliders": SLIDERS, "fixed": FIXED, "on-policy": frozen()["dense"]["ppo"], "seeds": SEEDS,
+         "episodes": EPISODES, **provenance("scipy")},
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

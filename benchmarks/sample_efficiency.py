@@ -1,0 +1,386 @@
+"""How many generated tokens does a run need to reach an objective? Replay against tuned on-policy PPO.
+
+    python benchmarks/sample_efficiency.py tune      # every family tries settings, on tuning seeds
+    python benchmarks/sample_efficiency.py run       # the best of them, frozen, on fresh seeds; then the ablations
+    python benchmarks/sample_efficiency.py analyse   # every table from the stored runs, in seconds
+    python benchmarks/sample_efficiency.py repeat sparse replay 100     # one stored run again, and compared
+
+The objective is score − β·KL on 64 held-out prompts, always judged by the world's own reward, each EVERY responses.
+`tune` and `run` add each finished run to a file and go on where they were killed.
+
+Costs are counted without the evaluations: generated tokens, optimiser steps, CPU seconds of one thread (the machine
+may be busy: its clock would tell nothing), and the share of them that went into generation.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from efficiency_tables import analyse
+from record import RESULTS, provenance, write_json
+
+from ppo_lib import ppo_v1, ppo_v2, worlds
+from ppo_lib.estimators import kl_k1
+from ppo_lib.ppo import Metrics
+from ppo_lib.rollout import Rollout
+from ppo_lib.worlds import reviews
+
+FOLDER = RESULTS / "sample_efficiency"
+EVERY = 32  # generated responses between evaluations
+TUNING_SEEDS = (1, 2, 3)  # all tries run on the first, the best of them on the others too
+SEEDS = tuple(range(100, 110))  # no seed of the tuning is among them
+ABLATION_SEEDS = SEEDS[:5]
+FINALISTS = 3
+HEALTH = {"reuse": "efficiency/reuse_ratio", "ess": "replay/ess", "distance": "replay/kl", "age": "replay/batch_age",
+          "held": "replay/size"}  # fmt: skip
+COLUMNS = ("responses", "tokens", "steps", "objective", "score", "kl", "entropy", "cpu", "generating", *HEALTH)
+NO_REPLAY = {"reuse": 1.0, "ess": 1.0, "distance": 0.0, "age": 0.0, "held": 0}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be learned: a world, whether its learned proxy is the reward, and how long runs are."""
+
+    world: str
+    episodes: int  # of a final run
+    tuning_episodes: int
+    learning_rates: tuple[float, ...]  # that every family tries
+    proxy: bool = False
+    tuned_on: str | None = None  # the task whose frozen settings it takes; None tunes its own
+
+
+TASKS = {
+    "dense": Task("reviews", 800, 480, (5e-4, 1e-3, 2e-3)),
+    "sparse": Task("reviews-sparse", 1120, 640, (5e-4, 1e-3, 2e-3)),
+    "sums": Task("sums", 960, 480, (1e-4, 3e-4, 1e-3)),
+    "proxy": Task("reviews", 800, 480, (5e-4, 1e-3, 2e-3), proxy=True, tuned_on="dense"),
+}
+
+
+class GRPOTrainer(ppo_v1.PPOTrainer):
+    """Group-relative advantages in place of a critic (Shao et al. 2024, arXiv 2402.03300); KL stays in the reward."""
+
+    def assign_credit(self, rollout: Rollout) -> None:
+        super().assign_credit(rollout)
+        scores = rollout.scores.view(-1, self.config.group_size)
+        relative = (scores - scores.mean(dim=1, keepdim=True)) / (scores.std(dim=1, keepdim=True) + 1e-4)
+        kl = kl_k1(rollout.logprobs, rollout.ref_logprobs).masked_fill(~rollout.mask, 0.0)
+        still_to_pay = kl.flip(1).cumsum(dim=1).flip(1)
+        advantages = relative.flatten()[:, None] - self.kl_coef * still_to_pay
+        rollout.advantages = advantages.masked_fill(~rollout.mask, 0.0)
+
+
+class Meter:
+    """Beside a trainer class: counts what its run costs, evaluations not included."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.cost = {"tokens": 0, "steps": 0, "cpu": 0.0, "generating": 0.0}
+        self.health = NO_REPLAY
+
+    def respond(self, *arguments, **keywords) -> Rollout:
+        start = time.process_time()
+        rollout = super().respond(*arguments, **keywords)
+        self.cost["generating"] += time.process_time() - start
+        self.cost["tokens"] += int(rollout.mask.sum())
+        return rollout
+
+    def step(self, minibatch: Rollout) -> Metrics:
+        self.cost["steps"] += 1
+        return super().step(minibatch)
+
+    def train_step(self, prompts: list[str]) -> tuple[Metrics, Rollout]:
+        start = time.process_time()
+        metrics, rollout = super().train_step(prompts)
+        self.cost["cpu"] += time.process_time() - start
+        self.health = {name: metrics.get(metric, NO_REPLAY[name]) for name, metric in HEALTH.items()}
+        return metrics, rollout
+
+    def evaluate_at(self, update: int) -> Metrics:
+        cost = dict(self.cost)
+        metrics = super().evaluate_at(update)
+        self.cost = cost
+        return metrics
+
+
+FAMILIES = {
+    "ppo": ppo_v1.PPOTrainer,
+    "grpo": GRPOTrainer,
+    "naive": ppo_v2.PPOTrainerWithReplay,
+    "replay": ppo_v2.PPOTrainerWithReplay,
+}
+
+
+def train(task: Task, family: str, settings: dict, seed: int) -> list[dict]:
+    """One run: a row for each evaluation, the first before any update."""
+    torch.set_num_threads(1)
+    world = worlds.load(task.world)
+    settings = {"total_episodes": task.episodes, "seed": seed, "device": "cpu", "response_logits_only": True} | settings
+    rollout = settings["batch_size"] * settings.get("group_size", 1)
+    trainer_class = type(FAMILIES[family].__name__, (Meter, FAMILIES[family]), {})
+    trainer = trainer_class(
+        task.world,
+        reviews.load_reward_model() if task.proxy else world.reward,
+        eval_reward=world.reward,
+        eval_every=EVERY // rollout,
+        eval_samples=0,
+        **settings,
+    )
+    rows = []
+
+    def note(metrics: Metrics, cost: dict, health: dict) -> None:
+        rows.append({
+            "responses": metrics["update"] * rollout, **cost, **health,
+            "objective": metrics["eval/score"] - trainer.config.kl_coef * metrics["eval/kl"],
+            "score": metrics["eval/score"], "kl": metrics["eval/kl"], "entropy": metrics["eval/entropy"],
+        })  # fmt: skip
+
+    def callback(trainer, rollout, metrics) -> None:
+        if "eval/score" in metrics:
+            note(metrics, trainer.cost, trainer.health)
+
+    trainer.train(world.prompts, world.heldout_prompts, callback)
+    note(trainer.evaluations[0] | {"update": 0}, dict.fromkeys(trainer.cost, 0), NO_REPLAY)
+    return [rows[-1], *rows[:-1]]
+
+
+SAMPLING = {  # which earlier responses are replayed
+    "recent": {"replay_recency": 4.0},
+    "telling": {
+        "replay_recency": None,
+        "replay_priority": 1.0,
+        "replay_priority_correction": 0.5,
+        "replay_keep_best": 0.05,
+    },
+}
+
+
+def candidates(family: str, task: Task) -> list[dict]:
+    """The settings that a family tries on a task. On-policy PPO tries three times as many as any other."""
+    rates, whiten = task.learning_rates, (True, False)
+    if family == "ppo":
+        grid = (
+            {"num_ppo_epochs": e, "learning_rate": lr, "batch_size": b, "minibatch_size": b, "whiten_advantages": w}
+            for e, lr, b, w in itertools.product((1, 2, 4, 8), rates, (8, 16, 32), whiten)
+        )
+        return drawn(24, grid)
+    if family == "grpo":
+        grid = (
+            {"num_ppo_epochs": e, "learning_rate": lr, "batch_size": b, "group_size": g, "whiten_advantages": False}
+            for e, lr, (b, g) in itertools.product((1, 2, 4), rates, ((4, 8), (8, 4)))
+        )
+        return drawn(8, grid)
+    correction = "none" if family == "naive" else "decoupled"
+    grid = (
+        {"batch_size": 8, "replay_sample_size": n, "minibatch_size": 8 + n, "learning_rate": lr,
+         "whiten_advantages": w, "correction": correction, **sampling}
+        for n, lr, w, sampling in itertools.product((24, 56), rates, whiten, SAMPLING.values())
+    )  # fmt: skip
+    return drawn(8, grid)
+
+
+def drawn(tries: int, grid: Iterable[dict]) -> list[dict]:
+    """So many points of a grid, the same ones each time."""
+    points = list(grid)
+    random.Random(0).shuffle(points)
+    return points[:tries]
+
+
+# What the frozen replay settings of a task are changed by, one thing at a time.
+ABLATIONS = {
+    "no replay": {"replay_sample_size": 0},
+    "half the replay": lambda s: {"replay_sample_size": s["replay_sample_size"] // 2},
+    "no correction": {"correction": "none"},
+    "coupled clip": {"correction": "coupled"},
+    "C = 1": {"importance_cap": 1.0},
+    "sequence weights": {"importance_level": "sequence"},
+    "second-moment mask": {"second_moment_limit": 0.04},
+    "uniform": {"replay_recency": None, "replay_priority": 0.0, "replay_keep_best": 0.0},
+    "recency": SAMPLING["recent"] | {"replay_priority": 0.0, "replay_keep_best": 0.0},
+    "priority": {"replay_recency": 8.0, "replay_priority": 1.0, "replay_keep_best": 0.0},
+    "keep the best": {"replay_recency": None, "replay_priority": 0.0, "replay_keep_best": 0.05},
+    "reuse at most 2": {"max_replay_reuse": 2},
+    "fading": {"replay_anneal": 0.5},
+    "one epoch": {"num_ppo_epochs": 1},
+}
+ABLATED = ("sparse", "dense")
+ARMS = ("ppo", "replay", "same", "grpo", "naive")
+
+
+def frozen() -> dict[str, dict[str, dict]]:
+    """The settings of every arm on every task, chosen by `tune`: task → arm → settings."""
+    path = FOLDER / "frozen.json"
+    if not path.exists():
+        raise SystemExit(f"{path} is not there: run `python benchmarks/sample_efficiency.py tune` first")
+    return json.loads(path.read_text())["settings"]
+
+
+def arm(task_name: str, name: str) -> tuple[str, dict]:
+    """The family and settings of an arm or ablation, from the frozen ones."""
+    chosen = frozen()[TASKS[task_name].tuned_on or task_name]
+    if name in FAMILIES:
+        return name, chosen[name]
+    replay = chosen["replay"]
+    if name == "same":  # v1 with the settings of replay and one epoch
+        shared = {key: replay[key] for key in ("batch_size", "learning_rate", "whiten_advantages")}
+        return "ppo", shared | {"minibatch_size": replay["batch_size"], "num_ppo_epochs": 1}
+    change = ABLATIONS[name](replay) if callable(ABLATIONS[name]) else ABLATIONS[name]
+    settings = replay | change
+    fits = settings["batch_size"] + settings["replay_sample_size"]
+    return "replay", settings | {"minibatch_size": min(settings["minibatch_size"], fits)}
+
+
+def work(job: tuple) -> tuple[tuple, list[dict]]:
+    """A job in a worker process: (key, task name, episodes, family, settings, seed) → its key and curve."""
+    key, task_name, episodes, family, settings, seed = job
+    return key, train(TASKS[task_name], family, settings | {"total_episodes": episodes}, seed)
+
+
+def in_parallel(jobs: list[tuple], workers: int):
+    """The results of `work`, as they come."""
+    os.environ |= {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=16) as pool:
+        for done, (key, curve) in enumerate(pool.imap_unordered(work, jobs), 1):
+            print(f"{done}/{len(jobs)} {key}: last objective {curve[-1]['objective']:.3f}", flush=True)
+            yield key, curve
+
+
+def varied(first_round: list[dict]) -> list[dict]:
+    """The best FINALISTS of a family's first round, each once more with λ = 1 in GAE."""
+    best = sorted(first_round, key=lambda row: row["mean"], reverse=True)[:FINALISTS]
+    return [row["settings"] | {"lam": 1.0} for row in best]
+
+
+def tries_of(stage: str, family: str, task: Task, tried: list[dict]) -> list[dict]:
+    """The settings to run in a stage of the tuning, from what the family's earlier ones have shown."""
+    tried = [row for row in tried if row["seed"] == TUNING_SEEDS[0]]
+    if stage == "first":
+        return candidates(family, task)
+    if stage == "varied":  # GRPO has no λ
+        return [] if family == "grpo" else varied([r for r in tried if r["settings"] in candidates(family, task)])
+    return [row["settings"] for row in sorted(tried, key=lambda row: row["mean"], reverse=True)[:FINALISTS]]
+
+
+def tune(arguments) -> None:
+    """Tries on the first tuning seed, the best of them on the others; the best mean objective is frozen."""
+    path = FOLDER / "tuning.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    names = [name for name in arguments.tasks if not TASKS[name].tuned_on]
+    for stage in ("first", "varied", "finalists"):
+        tried = read_tried(path)
+        jobs = []
+        for name, family in itertools.product(names, FAMILIES):
+            mine = [row for row in tried if (row["task"], row["family"]) == (name, family)]
+            seeds = TUNING_SEEDS[1:] if stage == "finalists" else TUNING_SEEDS[:1]
+            for settings, seed in itertools.product(tries_of(stage, family, TASKS[name], mine), seeds):
+                if not any(row["settings"] == settings and row["seed"] == seed for row in mine):
+                    key = (name, family, seed, json.dumps(settings))
+                    jobs.append((key, name, TASKS[name].tuning_episodes, family, settings, seed))
+        random.Random(0).shuffle(jobs)  # whatever is slow or busy falls on all families alike
+        for (name, family, seed, settings), curve in in_parallel(jobs, arguments.workers):
+            mean = sum(row["objective"] for row in curve) / len(curve)
+            row = {"task": name, "family": family, "seed": seed, "mean": round(mean, 4)}
+            row |= {"objective": [round(r["objective"], 3) for r in curve], "settings": json.loads(settings)}
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+    freeze(read_tried(path))
+
+
+def read_tried(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def freeze(tried: list[dict]) -> None:
+    """Write down, for each task and family, the settings with the best mean over all tuning seeds."""
+    runs, means, chosen = {}, {}, {}
+    for row in tried:
+        runs.setdefault(row["task"], Counter())[row["family"]] += 1
+        key = (row["task"], row["family"], json.dumps(row["settings"]))
+        means.setdefault(key, []).append(row["mean"])
+    for (task, family, settings), found in sorted(means.items(), key=lambda item: statistics.fmean(item[1])):
+        if len(found) == len(TUNING_SEEDS):
+            chosen.setdefault(task, {})[family] = json.loads(settings)  # the best comes last
+    write_json(FOLDER / "frozen.json", {"settings": chosen, "tuning_runs": runs, **provenance("scipy")})
+
+
+def jobs_of_run(tasks: list[str]) -> list[tuple]:
+    """The runs that count, the arms before the ablations, each with its key (task, arm, seed)."""
+    keys = [(t, a, s) for s in SEEDS for t in tasks for a in ARMS if a != "naive" or t in ABLATED]
+    keys += [(t, a, s) for s in ABLATION_SEEDS for t in tasks if t in ABLATED for a in ABLATIONS]
+    jobs = []
+    for task_name, name, seed in keys:
+        family, settings = arm(task_name, name)
+        episodes = TASKS[task_name].episodes if name not in ABLATIONS else TASKS[task_name].tuning_episodes
+        jobs.append(((task_name, name, seed), task_name, episodes, family, settings, seed))
+    return jobs
+
+
+def run(arguments) -> None:
+    """Every arm on fresh seeds; a curve is added to curves.csv as soon as its run is over."""
+    path = FOLDER / "curves.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_text(",".join(("task", "arm", "seed", *COLUMNS)) + "\n")
+    with open(path, newline="", encoding="utf-8") as file:
+        known = {(row["task"], row["arm"], int(row["seed"])) for row in csv.DictReader(file)}
+    jobs = [job for job in jobs_of_run(arguments.tasks) if job[0] not in known]
+    for key, curve in in_parallel(jobs, arguments.workers):
+        with open(path, "a", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([*key, *stored(row)] for row in curve)
+    write_json(FOLDER / "runs.json", {"settings": frozen(), **provenance("scipy")})
+
+
+def stored(row: dict) -> list:
+    """A row of a curve as it is written: 5 significant digits."""
+    return [f"{row[name]:.5g}" if isinstance(row[name], float) else row[name] for name in COLUMNS]
+
+
+def repeat(arguments) -> None:
+    """Run one stored run again and compare its curve, all columns but the CPU times, with the stored one."""
+    task_name, name, seed = arguments.run[0], arguments.run[1], int(arguments.run[2])
+    with open(FOLDER / "curves.csv", newline="", encoding="utf-8") as file:
+        was = [r for r in csv.DictReader(file) if (r["task"], r["arm"], r["seed"]) == (task_name, name, str(seed))]
+    if not was:
+        raise SystemExit(f"there is no stored run {task_name} {name} {seed}")
+    family, settings = arm(task_name, name)
+    now = train(TASKS[task_name], family, settings | {"total_episodes": int(was[-1]["responses"])}, seed)
+    same = [name for name in COLUMNS if name not in ("cpu", "generating")]
+    differing = {
+        column
+        for old, new in zip(was, now, strict=True)
+        for column, value in zip(COLUMNS, stored(new), strict=True)
+        if column in same and old[column] != str(value)
+    }
+    if differing:
+        print(f"differs from the stored run in {', '.join(sorted(differing))}: another machine or version rounds apart")
+        raise SystemExit(1)
+    print(f"{len(now)} evaluations, equal to the stored ones in {', '.join(same)}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = {"tune": tune, "run": run, "analyse": lambda _: analyse(FOLDER), "repeat": repeat}
+    parser.add_argument("command", choices=commands)
+    parser.add_argument("run", nargs="*", metavar="TASK ARM SEED", help="for `repeat`")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS, help="for `tune` and `run`")
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args(argv)
+    if arguments.command == "repeat" and len(arguments.run) != 3:
+        parser.error("repeat takes a task, an arm and a seed")
+    commands[arguments.command](arguments)
+
+
+if __name__ == "__main__":
+    main()
