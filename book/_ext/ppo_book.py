@@ -5,6 +5,8 @@
   a file or name that does not exist is a warning, and so fails the build.
 - `` {stored}`smollm2_vader/seed0/run.json#heldout_after.mean_score|.2f` `` writes a number of a stored result, so that
   prose cannot differ from it; a number that is not there fails the build in the same way.
+- The directive `{stored-table} sample_efficiency/summary.json#tasks` makes a table of a stored result, a line for each
+  column: ``heading | `{arms.ppo.until.90.tokens:,d}` tokens``.
 - The directive `{figure-from} ppo_lib.gallery.figure no_kl` shows in a Markdown page the Plotly figure, or the widget,
   that a function of the library returns; words behind its name are its arguments.
 - Docstrings are prose with `` `code` `` in it: the API pages show them so.
@@ -16,10 +18,13 @@ import inspect
 import json
 import os
 import re
+import string
 from dataclasses import is_dataclass
 from pathlib import Path
 
 from docutils import nodes
+from docutils.parsers.rst import directives
+from docutils.statemachine import StringList
 from ipywidgets import DOMWidget
 from ipywidgets.embed import embed_data
 from myst_nb.core.render import MimeData, MimeRenderPlugin, NbElementRenderer, load_mime_renders
@@ -168,12 +173,73 @@ def stored_number(text: str) -> str:
     A key into a list is a position, as is the first one into a CSV file: `metrics.csv#-1.objective/scores|.2f`.
     """
     what, _, form = text.partition("|")
-    what, _, divisor = what.partition(" / ")
     file, _, keys = what.partition("#")
-    value = stored.load(file)
-    for key in keys.split("."):
-        value = value[int(key)] if isinstance(value, list) else value[key]
-    return format(value / float(divisor) if divisor else value, form.strip())
+    return format(value_at(stored.load(file), keys), form.strip())
+
+
+def value_at(content, keys: str):
+    """What `key.key` leads to in dictionaries and lists; `key.key / 1e9` divides it."""
+    keys, _, divisor = keys.partition(" / ")
+    for key in keys.split(".") if keys else ():
+        content = content[int(key)] if isinstance(content, list) else content[key]
+    return content / float(divisor) if divisor else content
+
+
+class FromRow(string.Formatter):
+    """Fills `{key.key / 1e6:.1f}` from a row of a stored result; nothing measured (None or NaN) becomes a dash."""
+
+    def get_field(self, name, args, row):
+        return value_at(row, name), name
+
+    def format_field(self, value, form):
+        return "–" if value is None or value != value else super().format_field(value, form)
+
+
+class StoredTable(SphinxDirective):
+    """A table of a stored result, `file#key.key`, whose rows are a list or the values of a dictionary.
+
+    Each line of the content is a column: its heading, a bar, and what stands in it, in which `{key.key:format}` is a
+    number of the row, `{key}` its key in the dictionary, and `{label}` what the option `rows` calls it:
+
+        :rows: dense = `reviews`; sparse = `reviews-sparse`
+        :where: way = buffer
+    """
+
+    required_arguments = 1
+    final_argument_whitespace = True
+    has_content = True
+    option_spec = {"rows": directives.unchanged_required, "where": directives.unchanged_required}
+
+    def run(self) -> list[nodes.Node]:
+        try:
+            lines = self.lines()
+        except (OSError, LookupError, TypeError, ValueError) as error:
+            message = f"stored-table {self.arguments[0]}: {error!r}"
+            return [self.state.document.reporter.warning(message, line=self.lineno)]
+        table = nodes.Element()
+        self.state.nested_parse(StringList(lines, self.env.docname), self.content_offset, table)
+        return table.children
+
+    def lines(self) -> list[str]:
+        """The table as Markdown; columns of numbers are aligned to the right."""
+        file, _, keys = self.arguments[0].partition("#")
+        found = value_at(stored.load(file), keys)
+        rows = found if isinstance(found, list) else [{"key": key, "label": key, **row} for key, row in found.items()]
+        if "where" in self.options:
+            key, wanted = map(str.strip, self.options["where"].split("="))
+            rows = [row for row in rows if str(row[key]) == wanted]
+        if "rows" in self.options:
+            by_key = {row["key"]: row for row in rows}
+            pairs = (pair.rpartition(" = ") for pair in self.options["rows"].split(";"))
+            names = [(key.strip() or label.strip(), label.strip()) for key, _, label in pairs]
+            rows = [by_key[key] | {"label": label} for key, label in names]
+        if not rows:
+            raise LookupError("no rows")
+        columns = [map(str.strip, line.split("|", 1)) for line in self.content if line.strip()]
+        headings, cells = zip(*columns, strict=True)
+        rule = ["---:" if any(form for _, _, form, _ in string.Formatter().parse(cell)) else "---" for cell in cells]
+        filled = [[FromRow().vformat(cell, (), row) for cell in cells] for row in rows]
+        return ["| " + " | ".join(line) + " |" for line in (headings, rule, *filled)]
 
 
 def fields_as_list(dataclass: type) -> list[str]:
@@ -207,6 +273,7 @@ def setup(app: Sphinx) -> dict:
         renderers.append(PlotlyRenderer)
     app.add_role("src", SourceRole())
     app.add_directive("figure-from", FigureFrom)
+    app.add_directive("stored-table", StoredTable)
     app.connect("html-page-context", add_figure_scripts)
     app.add_role("stored", StoredRole())
     app.connect("autodoc-process-docstring", docstring_to_rst)

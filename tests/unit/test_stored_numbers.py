@@ -52,3 +52,39 @@ def test_a_number_that_is_not_there_is_a_warning(ppo_book, text):
 def test_a_number_that_is_there_is_plain_text(ppo_book):
     shown, messages = ppo_book.StoredRole()("stored", "", f"{RUN}/run.json#heldout_watched.0.update", 7, Mock())
     assert ([node.astext() for node in shown], messages) == (["10"], [])
+
+
+def table(ppo_book, what, options, content):
+    """The lines of a `stored-table`, whose directive needs nothing else of a page."""
+    directive = object.__new__(ppo_book.StoredTable)
+    directive.arguments, directive.options, directive.content = [what], options, content
+    return directive.lines()
+
+
+def test_a_table_holds_the_numbers_of_the_file(ppo_book):
+    rows = [row for row in stored.load("buffer_memory/measured.json")["rows"] if row["way"] == "buffer"]
+    lines = table(
+        ppo_book,
+        "buffer_memory/measured.json#rows",
+        {"where": "way = buffer"},
+        ["tokens | {max_new_tokens}", "", "MB | {computed_bytes_per_1000 / 1e6:.2f} MB"],
+    )
+    assert lines[:2] == ["| tokens | MB |", "| --- | ---: |"]
+    assert lines[2:] == [f"| {r['max_new_tokens']} | {r['computed_bytes_per_1000'] / 1e6:.2f} MB |" for r in rows]
+
+
+def test_rows_of_a_table_are_chosen_and_named(ppo_book):
+    what, content = "preset_8gb/summary.json#memory", ["stage | {label}", "GiB | {peak_mib / 1024:.1f}"]
+    memory = stored.load("preset_8gb/summary.json")["memory"]
+    lines = table(ppo_book, what, {"rows": "v1 = *v1*; v0"}, content)
+    assert lines[2:] == [
+        f"| {label} | {memory[key]['peak_mib'] / 1024:.1f} |" for key, label in (("v1", "*v1*"), ("v0", "v0"))
+    ]
+    with pytest.raises(LookupError):
+        table(ppo_book, what, {"rows": "v7 = v7"}, content)
+    with pytest.raises(LookupError):
+        table(ppo_book, what, {}, ["stage | {nothing:.1f}"])
+
+
+def test_what_was_not_measured_is_a_dash(ppo_book):
+    assert ppo_book.FromRow().vformat("{a:.1f} of {b.1:.1f}", (), {"a": None, "b": [0, float("nan")]}) == "– of –"
