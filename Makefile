@@ -18,7 +18,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help environment node browser book site chapter test test-fast lint diffs setup strip colab parity worlds proof-kills proof-soak proof-disk bench-v1 clean
+.PHONY: help environment node browser book site chapter test test-fast lint diffs setup strip colab parity worlds proof-kills proof-soak proof-disk bench-v1 bench-efficiency tables clean
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -90,6 +90,15 @@ proof-disk: $(STAMP) ## a disk that is full for a while, really (Linux) and by a
 bench-v1: $(STAMP) ## v1 against v0: time per update, and memory and reward with the 8 GB preset (an hour)
 	$(PY) benchmarks/v1_overhead.py
 	$(PY) benchmarks/preset_8gb.py
+
+bench-efficiency: $(STAMP) ## replay against tuned PPO: tuning, frozen runs, the explorer's grid (hours, goes on where stopped)
+	$(PY) benchmarks/sample_efficiency.py tune
+	$(PY) benchmarks/sample_efficiency.py run
+	$(PY) benchmarks/replay_explorer.py
+	$(PY) benchmarks/sample_efficiency.py analyse
+
+tables: $(STAMP) ## every table of sample efficiency again, from the stored runs (seconds)
+	$(PY) benchmarks/sample_efficiency.py analyse
 
 clean: ## remove what was built, the environments excepted
 	rm -rf $(BUILD)
