@@ -17,10 +17,10 @@ FOLDER = RESULTS / "replay_explorer"
 SEEDS = (200, 201, 202, 203, 204)
 EPISODES = 320
 SLIDERS = {
-    "replay_buffer_size": (16, 64, 256),
+    "replay_buffer_size": (64, 128, 256),
     "replay_sample_size": (8, 24, 56),
     "max_replay_reuse": (2, 8),
-    "staleness_threshold": (2, 16),
+    "staleness_threshold": (4, 32),
 }
 FIXED = {"batch_size": 8, "learning_rate": 1e-3}  # everything else has its default
 
