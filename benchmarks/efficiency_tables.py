@@ -66,18 +66,24 @@ def until(runs: dict[int, Curve], arms: dict[str, dict[int, Curve]], threshold: 
     row = {"tokens": round(float(np.mean(tokens))), "median": round(float(np.median(tokens))), "censored": censored}
     for cost in ("responses", "steps", "cpu"):
         row[cost] = round(float(np.mean(reached(runs, threshold, cost)[0])), 1)
-    ppo = arms["ppo"]
-    row["against_ppo"] = compared(runs, ppo, threshold)
-    row["better_than_ppo"] = round(probability_of_improvement(reached(ppo, threshold, "tokens")[0], tokens), 3)
-    if "same" in arms:
-        row["against_same"] = compared(runs, arms["same"], threshold)
-    spent, generating = (sum(curve[-1][name] for curve in ppo.values()) for name in ("cpu", "generating"))
-    level = GENERATING_SHARE / (1 - GENERATING_SHARE) * (spent - generating) / generating
-    row["time_against_ppo"] = {}
-    for name, factor in [(str(factor), factor) for factor in GENERATION] + [("60 % of the time", level)]:
-        dearer = [{s: with_dearer_generation(curve, factor) for s, curve in some.items()} for some in (runs, ppo)]
-        row["time_against_ppo"][name] = compared(*dearer, threshold, "time")
+    for name in ("ppo", "same"):
+        baseline = arms.get(name, {})
+        if len(baseline) > 1:
+            row[f"against_{name}"] = compared(runs, baseline, threshold)
+            row[f"time_against_{name}"] = times_compared(runs, baseline, threshold)
+    row["better_than_ppo"] = round(probability_of_improvement(reached(arms["ppo"], threshold, "tokens")[0], tokens), 3)
     return row
+
+
+def times_compared(runs: dict[int, Curve], baseline: dict[int, Curve], threshold: float) -> dict[str, list[float]]:
+    """How many times faster `runs` are to the threshold, for several prices of generation."""
+    spent, generating = (sum(curve[-1][name] for curve in baseline.values()) for name in ("cpu", "generating"))
+    level = GENERATING_SHARE / (1 - GENERATING_SHARE) * (spent - generating) / generating
+    found = {}
+    for name, factor in [(str(factor), factor) for factor in GENERATION] + [("60 % of the time", level)]:
+        dearer = [{s: with_dearer_generation(curve, factor) for s, curve in some.items()} for some in (runs, baseline)]
+        found[name] = compared(*dearer, threshold, "time")
+    return found
 
 
 def arm_table(runs: dict[int, Curve], arms: dict[str, dict[int, Curve]], levels: dict[int, float]) -> dict:
