@@ -99,7 +99,13 @@ def arm_table(runs: dict[int, Curve], arms: dict[str, dict[int, Curve]], levels:
         table[f"total_{name}"] = round(float(np.mean([curve[-1][name] for curve in runs.values()])), 2)
     table["area"] = rounded(mean_interval([area(curve, width) for curve in runs.values()]))
     table["area_minus_ppo"] = rounded(mean_interval([area(runs[s], width) - area(ppo[s], width) for s in seeds]))
+    table["health"] = {name: quantiles_of(runs, name) for name in ("ess", "distance", "age", "held")}
     return table | {"until": {str(share): until(runs, arms, level) for share, level in levels.items()}}
+
+
+def quantiles_of(runs: dict[int, Curve], name: str) -> list[float]:
+    """The 5 %, 50 % and 95 % quantiles of what was seen at all evaluations but the first three of each run."""
+    return rounded(np.quantile([row[name] for curve in runs.values() for row in curve[3:]], (0.05, 0.5, 0.95)))
 
 
 def ablation_table(arms: dict[str, dict[int, Curve]], names: list[str], levels: dict[int, float]) -> dict:
