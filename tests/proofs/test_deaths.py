@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import toc
-from ppo_lib import checkpoint
+from ppo_lib import checkpoint, worlds
+from ppo_lib.ppo_v2 import PPOTrainerWithReplay
 
 OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "os.listdir", "os.scandir")
 
@@ -81,6 +82,56 @@ def test_killed_runs_resume_and_end_as_if_nothing_had_happened(tmp_path):
     assert found["runs_resumed_to_the_end"] == 2 and found["kills"] >= 2
     assert set(same.values()) == {2}, f"a resumed run went another way: {same}"
     assert found["broken_checkpoints_loaded"] == found["last_good_ones_lost"] == 0
+
+
+def run_with_replay(folder: Path, dies_in: int | None = None) -> None:
+    """Train, or go on, in a child; it is killed in update `dies_in`, where one is given."""
+    child = os.fork()
+    if child:
+        status = os.waitpid(child, 0)[1]
+        assert os.WIFSIGNALED(status) if dies_in else os.waitstatus_to_exitcode(status) == 0
+        return
+    try:
+        torch.set_num_threads(1)
+        trainer = PPOTrainerWithReplay(
+            resume_from_checkpoint=True, output_dir=str(folder), total_episodes=48, replay_sample_size=24,
+            num_ppo_epochs=1, max_replay_reuse=2, save_every=2, device="cpu",
+        )  # fmt: skip
+        update = trainer.buffer.add  # the last thing that an update does
+
+        def add(rollout, version):
+            update(rollout, version)
+            if version == dies_in:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        trainer.buffer.add = add
+        trainer.train(worlds.load("reviews").prompts[:8])
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def test_a_killed_run_with_replay_goes_on_with_the_same_buffer(tmp_path, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    run_with_replay(tmp_path / "whole")
+    for dies_in in (4, 5, None):
+        run_with_replay(tmp_path / "killed", dies_in)
+    whole, killed = (checkpoint.load_newest(tmp_path / name / "checkpoints")[0] for name in ("whole", "killed"))
+    for state in (whole, killed):
+        state["history"] = checkpoint.rows_of(state["history"])
+    for name in ("weights", "history", "replay", "totals", "generator"):
+        assert same(killed[name], whole[name]), f"after two kills a run with replay ends with other {name}"
+
+
+def same(a, b) -> bool:
+    """Equality to the last bit of nested states, but for measured speeds."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a if key != "eps")
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b or (a != a and b != b)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of resources are POSIX's")

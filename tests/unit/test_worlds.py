@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 import shutil
 
 import pytest
@@ -10,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppo_lib import worlds
-from ppo_lib.worlds import build, grammar, reviews
+from ppo_lib.config import PPOConfig
+from ppo_lib.rollout import sample
+from ppo_lib.worlds import build, grammar, reviews, sums
 
-CORPUS_HASH = "60582c3d951c3e25"
+CORPUS_HASH, PROBLEMS_HASH = "60582c3d951c3e25", "5d970ff3a523de66"
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +202,90 @@ def test_a_changed_shipped_file_is_noticed(tmp_path):
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     (tmp_path / "reward_model" / "config.json").unlink()
     assert build.differences(tmp_path) == ["policy/model.safetensors", "reward_model/config.json"]
+
+
+@pytest.fixture(scope="module")
+def adding():
+    return worlds.load("sums")
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        (" about 132", 132),
+        (" 7+5=12, 4+8+1=13, 132", 132),
+        (" 7+5=12, 4+8=12, 122", 122),
+        (" 132, 13", 13),
+        (" about 0132", 132),
+        ("", None),
+        (" 132", None),
+        ("132", None),
+        (" about", None),
+        (" about 132.", None),
+        (" about 132 ", None),
+        (" about 132, maybe", None),
+        (" about 13 2", None),
+        (" about -132", None),
+        (" About 132", None),
+        (" about 13200", None),
+        (" 7+5=12,132", None),
+        (" about 132\n", None),
+    ],
+)
+def test_the_answer_is_the_last_number_of_a_guess_or_a_working(response, answer):
+    assert sums.answer_of(response) == answer, f"{response!r} is taken to answer {sums.answer_of(response)}"
+    assert sums.exact_match(["47+85="], [response]) == [float(answer == 132)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(a=st.integers(10, 99), b=st.integers(10, 99), wrong=st.integers(0, 9999), seed=st.integers(0, 99))
+def test_the_reward_of_a_sum_is_exact(a, b, wrong, seed):
+    """Whatever the working says before: only the number at its end counts."""
+    prompt, rng = f"{a}+{b}=", random.Random(seed)
+    right = [sums.working(prompt), f" about {a + b}", f" 1+1=3, {a + b}"]
+    said = [f" about {wrong}", sums.guess(prompt, rng), f"{sums.working(prompt)}, {wrong}"]
+    assert sums.exact_match([prompt] * 3, right) == [1.0] * 3, "a right answer is not rewarded"
+    assert sums.exact_match([prompt] * 3, said) == [float(wrong == a + b), 0.0, float(wrong == a + b)]
+
+
+def test_sums_need_as_many_responses_as_prompts():
+    with pytest.raises(ValueError):
+        sums.exact_match(["1+1=", "2+2="], [" about 2"])
+
+
+def test_sums_are_distinct_and_short_enough(adding):
+    everything = adding.prompts + adding.heldout_prompts
+    assert len(set(everything)) == len(everything) == sums.PROMPTS + sums.HELDOUT, "a sum is asked twice"
+    assert set(everything) <= set(sums.problems()) and len(sums.problems()) == 90 * 90
+    longest = max(len(adding.tokenizer(sums.working(problem) + build.EOS).input_ids) for problem in sums.problems())
+    assert longest <= PPOConfig().max_new_tokens, f"a whole working has {longest} tokens: it would be cut off"
+    assert adding.tokenizer(everything[0]).input_ids + adding.tokenizer(" about 1").input_ids == (
+        adding.tokenizer(everything[0] + " about 1").input_ids
+    ), "prompt and response do not meet at a token boundary"
+
+
+def test_the_model_of_sums_guesses_mostly_and_works_it_out_now_and_then(adding):
+    asked, shares = adding.prompts * 4, {}
+    for name, prompts in (("prompts", asked), ("held out", adding.heldout_prompts * 8)):
+        stream = torch.Generator().manual_seed(3)
+        rollout = sample(adding.model, adding.tokenizer, prompts, PPOConfig().max_new_tokens, generator=stream)
+        shares[name] = sum(adding.reward(prompts, rollout.responses)) / len(prompts)
+        worked_out = sum("=" in response for response in rollout.responses) / len(prompts)
+        assert 0.08 < worked_out < 0.25, f"{worked_out:.1%} of the sums are worked out"
+        assert rollout.ended.float().mean() > 0.97, "responses do not end by themselves"
+    assert all(0.1 < share < 0.25 for share in shares.values()), f"base rates of right answers: {shares}"
+
+
+def test_the_sums_are_those_the_model_was_trained_on():
+    text = "\n".join(sums.corpus(2000)).encode()
+    assert hashlib.sha256(text).hexdigest().startswith(PROBLEMS_HASH), (
+        "the sums changed: rebuild the shipped files with `python -m ppo_lib.worlds.build`, then update this hash"
+    )
+
+
+def test_the_files_of_sums_are_compared_with_a_rebuild(tmp_path):
+    for name in build.FOLDERS:
+        shutil.copytree(build.DATA / name, tmp_path / name)
+    weights = tmp_path / "sums" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert build.differences(tmp_path) == ["sums/model.safetensors"], "changed weights of `sums` go unnoticed"
