@@ -20,14 +20,20 @@ def test_ratios_by_hand():
     mask = torch.tensor([[True, True, False]])
     logprobs, behaviour = torch.tensor([[-1.0, -2.0, 7.0]]), torch.tensor([[-2.0, -2.0, -9.0]])
     token = importance_ratios(logprobs, behaviour, mask)
-    assert torch.allclose(token, torch.tensor([[2.7183, 1.0, 1.0]]), atol=1e-4), "not π_k/μ, 1 on padding"
-    sequence = importance_ratios(logprobs, behaviour, mask, "sequence")
-    assert torch.allclose(sequence, torch.tensor([[2.7183, 2.7183, 1.0]]), atol=1e-4), "not the whole response's ratio"
+    assert token[0, 0] > 1, "the ratio is upside down, μ/π_k: what π_k likes more must weigh more"
+    assert token[0, 2] == 1, "padding has a ratio of its own"
+    assert torch.allclose(token, torch.tensor([[2.7183, 1.0, 1.0]]), atol=1e-4), "the ratio is not π_k/μ"
+    sequence = importance_ratios(logprobs - 1, behaviour, mask, "sequence")
+    assert sequence[0, 0] == sequence[0, 1], "the tokens of a sequence have ratios of their own"
+    assert torch.allclose(sequence, torch.tensor([[0.3679, 0.3679, 1.0]]), atol=1e-4), (
+        "a sequence's ratio is not the product of its tokens': add up the logarithms"
+    )
 
 
 def test_effective_sample_size_by_hand():
     assert effective_sample_size(torch.ones(5)) == pytest.approx(1.0), "even weights are not worth all samples"
     assert effective_sample_size(torch.tensor([1.0, 0.0, 0.0, 0.0])) == pytest.approx(0.25), "one of n is not worth 1/n"
+    assert effective_sample_size(torch.tensor([1.0, 1.0, 4.0])) == pytest.approx(2 / 3), "(1+1+4)²/(3·18) is not 2/3"
 
 
 def test_second_moment_mask_leaves_out_the_furthest():
@@ -36,6 +42,13 @@ def test_second_moment_mask_leaves_out_the_furthest():
     kept = second_moment_mask(ratios, mask, 0.1)
     assert kept.tolist() == [[1.0, 1.0, 0.0, 0.0]], "the mask does not leave out the furthest tokens and padding"
     assert second_moment_mask(ratios, mask, 100.0).tolist() == [[1.0, 1.0, 1.0, 0.0]]
+
+
+def test_padding_does_not_count_in_the_second_moment():
+    """(log 2)² = 0.48: over the two tokens the mean is 0.48, over all four places it would be 0.24."""
+    ratios = torch.tensor([[2.0, 2.0, 1.0, 1.0]])
+    mask = torch.tensor([[True, True, False, False]])
+    assert second_moment_mask(ratios, mask, 0.3).sum() == 0, "padding dilutes the second moment"
 
 
 @settings(max_examples=50, deadline=None)

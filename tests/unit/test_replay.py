@@ -1,12 +1,12 @@
 """The replay buffer: limits that are never exceeded, sampling that follows its distribution, exact saving."""
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from scipy import stats
 
 from ppo_lib.checkpoint import load_checkpoint, save_checkpoint
@@ -30,8 +30,16 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def scored(*scores):
+    """A rollout of as many responses, with these scores."""
+    rollout = fresh(len(scores), seed=int(sum(scores)))
+    rollout.scores = torch.tensor(scores, dtype=torch.float)
+    return rollout
+
+
 def test_a_response_comes_back_as_it_went_in():
-    rollout, replay = fresh(), buffer()
+    rollout, replay = hand_rollout(), buffer()
+    rollout.rewards, rollout.advantages = torch.randn(2, 3, 4, generator=generator())  # must leave no trace
     replay.add(rollout, version=1)
     batch = replay.sample(3, 2, generator())
     for row, prompt in enumerate(batch.prompts):
@@ -42,7 +50,8 @@ def test_a_response_comes_back_as_it_went_in():
             "the behaviour policy's log-probabilities are not those of sampling"
         )
         assert torch.equal(batch.ref_logprobs[row][batch.mask[row]], rollout.ref_logprobs[original][kept])
-        assert batch.scores[row] == rollout.scores[original] and batch.ended[row] == rollout.ended[original]
+        assert batch.scores[row] == rollout.scores[original], "the stored score is not the raw one: KL is baked into it"
+        assert batch.ended[row] == rollout.ended[original], "whether a response ended or was cut off is lost"
     assert batch.ages.tolist() == [1, 1, 1], "the age is not the number of updates since sampling"
     assert batch.advantages is None and batch.rewards is None and batch.values is None, "stale estimates were stored"
 
@@ -52,7 +61,20 @@ def test_memory_is_reserved_at_the_start():
     before = replay.nbytes
     for version in range(60):
         replay.add(fresh(seed=version), version)
-    assert replay.nbytes == before == sum(field.nbytes for field in replay.fields.values()) and len(replay) == 100
+        assert len(replay) <= 100 and replay.nbytes == before, "the buffer outgrows its capacity"
+    assert before == sum(field.nbytes for field in replay.fields.values()) and len(replay) == 100
+
+
+def test_the_buffer_shares_no_memory():
+    """What training does to a rollout or to a replayed batch must not reach the buffer."""
+    replay, rollout = buffer(capacity=1), fresh(1)
+    stored = rollout.logprobs[rollout.mask].clone()
+    replay.add(rollout, 1)
+    rollout.logprobs += 1
+    for mistake in ("the buffer shares memory with the rollout", "a replayed batch shares memory with the buffer"):
+        batch = replay.sample(1, 1, generator())
+        assert torch.equal(batch.behaviour_logprobs[batch.mask], stored), mistake
+        batch.behaviour_logprobs += 1
 
 
 def test_the_oldest_gives_way():
@@ -60,28 +82,74 @@ def test_the_oldest_gives_way():
     for version in range(4):
         replay.add(fresh(2, seed=version), version)
     assert sorted(replay.fields["versions"].tolist()) == [2, 2, 3, 3], "it is not the oldest response that gives way"
-    assert replay.counts["evicted"] == 4
+    assert replay.counts["evicted"] == 4, "responses that gave way are not counted"
+
+
+def test_a_response_expires_when_it_is_older_than_the_threshold():
+    replay = buffer(staleness_threshold=3)
+    replay.add(fresh(2), 1)
+    replay.expire(4)
+    assert len(replay) == 2, "a response of just `staleness_threshold` updates has expired"
+    replay.expire(5)
+    assert len(replay) == 0, "a response is kept beyond `staleness_threshold`"
+    assert replay.counts["expired"] == 2, "responses that expired are not counted"
 
 
 def test_high_scores_are_kept():
-    replay = buffer(capacity=4, keep_best=0.25, staleness_threshold=1)
-    first = fresh(2)
-    first.scores = torch.tensor([100.0, 0.0])
-    replay.add(first, 0)
-    for version in range(1, 6):
-        later = fresh(2, seed=version)
-        later.scores = torch.zeros(2)
-        replay.expire(version)
-        replay.add(later, version)
-    assert 100.0 in replay.fields["scores"][replay.held].tolist(), "the best response expired or gave way"
+    replay = buffer(capacity=4, keep_best=0.25, staleness_threshold=2)
+    replay.add(scored(100, 0), 0)
+    for version in (1, 2):
+        replay.add(scored(0, 0), version)
+    assert 100.0 in replay.fields["scores"][replay.held].tolist(), "the best response gave way"
+    replay.expire(9)
+    assert replay.fields["scores"][replay.held].tolist() == [100.0], "the best response expired"
+
+
+def test_the_highest_scores_are_the_best():
+    replay = buffer(capacity=4, keep_best=0.5)
+    replay.add(scored(3, 1, 2), 1)
+    kept = replay.fields["scores"][replay.best()].tolist()
+    assert 1.0 not in kept, "it is the lowest scores that are kept"
+    assert sorted(kept) == [2.0, 3.0]
+
+
+def test_a_response_retires_after_so_many_uses():
+    replay = buffer(max_reuse=2)
+    replay.add(fresh(1), 1)
+    replay.sample(1, 2, generator())
+    assert len(replay) == 1, "a response retires before its last use"
+    assert replay.fields["reuses"][replay.held].tolist() == [1], "a use is not counted"
+    replay.sample(1, 3, generator())
+    assert len(replay) == 0, "a response is replayed more often than `max_reuse`"
+    assert replay.counts["retired"] == 1 and replay.counts["replayed"] == 2
+
+
+def test_no_response_is_drawn_twice_in_a_batch():
+    replay = buffer(max_reuse=100)
+    replay.add(fresh(8), 1)
+    for seed in range(5):
+        batch = replay.sample(6, 2, generator(seed))
+        assert len(set(batch.prompts)) == 6, "a response is drawn twice in one batch: draw without replacement"
+
+
+def test_draws_depend_on_the_given_generator_alone():
+    drawn = []
+    for seed in (1, 2, 3):
+        replay = buffer()
+        replay.add(fresh(8), 1)
+        torch.manual_seed(seed)
+        drawn.append(replay.sample(3, 2, generator(7)).prompts)
+    assert drawn[0] == drawn[1] == drawn[2], "draws use the process's generator, which no run saves"
 
 
 def test_recency_and_priority_by_hand():
     replay = buffer(recency=2.0, staleness_threshold=100)
     for version in (1, 3):
         replay.add(fresh(1, seed=version), version)
-    weights = torch.tensor([-3 / 2, -1 / 2]).double().softmax(0)
-    assert torch.allclose(replay.probabilities(4), weights), "the weights are not exp(−age/τ)"
+    weights, found = torch.tensor([-3 / 2, -1 / 2]).double().softmax(0), replay.probabilities(4)
+    assert not torch.allclose(found[0], found[1]), "draws do not look at the age"
+    assert found[1] > found[0], "older responses are drawn more often than younger ones"
+    assert torch.allclose(found, weights), "the weights are not exp(−age/τ)"
     replay = buffer(priority_exponent=1.0)
     rollout = fresh(3)
     rollout.scores = torch.tensor([0.0, 3.0, 6.0])
@@ -93,24 +161,29 @@ def test_recency_and_priority_by_hand():
     batch = replay.sample(3, 2, generator())
     weights = (3 * probabilities) ** -1.0
     drawn = [rollout.prompts.index(prompt) for prompt in batch.prompts]
-    expected = (weights / weights.max())[drawn]
-    assert torch.allclose(batch.sampling_weights.double(), expected, atol=1e-6), "ω is not (N P)^−β"
+    omega, rare = batch.sampling_weights.double(), drawn.index(1)
+    assert omega.min() < omega.max(), "draws with priorities are not corrected by ω"
+    assert omega[rare] == omega.max(), "ω is larger for what is drawn more often"
+    assert omega.max() == 1, "ω is not scaled to at most 1"
+    assert torch.allclose(omega, (weights / weights.max())[drawn], atol=1e-6), "ω is not (N P)^−β"
 
 
 def test_priorities_follow_the_present_scores():
     replay = buffer(priority_exponent=1.0)
-    rollout = fresh(3)
-    rollout.scores = torch.tensor([0.0, 0.0, 6.0])
-    replay.add(rollout, 1)
-    before = replay.probabilities(2)[2].item()
-    more = fresh(4, seed=5)
-    more.scores = torch.full((4,), 6.0)
-    replay.add(more, 2)
-    assert replay.probabilities(3)[2] < 0.5 * before, "the priorities are stale: they are those of an earlier buffer"
+    replay.add(scored(0, 0, 6), 1)
+    assert replay.probabilities(2)[2] == pytest.approx(4 / 8, abs=0.01)  # the mean is 2
+    replay.add(scored(6, 6, 6, 6), 2)
+    expected = 12 / 7 / (2 * 30 / 7 + 5 * 12 / 7)  # now it is 30/7
+    assert replay.probabilities(3)[2] == pytest.approx(expected, abs=0.01), (
+        "the priorities are stale: they are those of an earlier buffer"
+    )
 
 
-@pytest.mark.parametrize("settings", [{}, {"recency": 2.0}, {"priority_exponent": 0.6, "recency": 4.0}])
-def test_sampling_follows_its_distribution(settings):
+@pytest.mark.parametrize(
+    ("settings", "size"), [({}, 1), ({"recency": 2.0}, 3), ({"priority_exponent": 0.6, "recency": 4.0}, 1)]
+)
+def test_sampling_follows_its_distribution(settings, size):
+    """The first draw of a batch, whatever its size."""
     replay = buffer(capacity=12, max_reuse=10**9, staleness_threshold=10**9, **settings)
     for version in range(4):
         replay.add(fresh(3, seed=version), version)
@@ -119,7 +192,7 @@ def test_sampling_follows_its_distribution(settings):
     for place in replay.held.tolist():
         order[replay.fields["behaviour_logprobs"][place, 0].item()] = place
     for _ in range(4000):
-        batch = replay.sample(1, 5, stream)
+        batch = replay.sample(size, 5, stream)
         drawn[order[batch.behaviour_logprobs[0, 0].item()]] += 1
     p = stats.chisquare(drawn[replay.held].double().numpy(), (4000 * expected).numpy()).pvalue
     assert p > 1e-4, f"draws do not follow the probabilities (p = {p:.1e})"
@@ -157,76 +230,112 @@ def test_a_buffer_of_another_size_is_refused():
         buffer(4).load_state_dict(buffer(8).state_dict())
 
 
-class Operations(RuleBasedStateMachine):
-    """Any sequence of operations keeps the limits."""
+SETUPS = [
+    {"max_reuse": 3, "staleness_threshold": 2},
+    {"max_reuse": 2, "staleness_threshold": 4, "recency": 3.0},
+    {"max_reuse": 2, "staleness_threshold": 0, "priority_exponent": 0.7, "recency": 1.0},
+    {"max_reuse": 1, "staleness_threshold": 3, "priority_exponent": 0.7, "keep_best": 0.3},
+]
+NAMES = ["add", "add", "draw", "draw", "expire", "next update", "save and load"]
+OPERATIONS = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(1, 6)), min_size=5, max_size=16)
 
-    @initialize(
-        capacity=st.integers(1, 12),
-        max_reuse=st.integers(1, 4),
-        staleness=st.integers(0, 5),
-        keep_best=st.sampled_from([0.0, 0.3]),
-        alpha=st.sampled_from([0.0, 0.7]),
-    )
-    def start(self, capacity, max_reuse, staleness, keep_best, alpha):
-        self.replay = buffer(
-            capacity,
-            max_reuse=max_reuse,
-            staleness_threshold=staleness,
-            keep_best=keep_best,
-            priority_exponent=alpha,
-            recency=3.0,
-        )
-        self.version, self.stream, self.kept = 1, generator(), keep_best > 0
-        self.nbytes = self.replay.nbytes
 
-    @rule(rows=st.integers(1, 5))
+class Accounts:
+    """A buffer beside a plain list of what happened to each response, which its score names."""
+
+    def __init__(self, capacity, **settings):
+        self.make = lambda: buffer(capacity, **settings)
+        self.replay, self.stream, self.version = self.make(), generator(), 1
+        self.nbytes, self.born, self.uses = self.replay.nbytes, [], Counter()
+        self.twin = None
+
     def add(self, rows):
-        self.replay.add(fresh(rows, seed=self.version), self.version)
+        rollout = scored(*range(len(self.born), len(self.born) + rows))
+        self.born += [self.version] * rows
+        for one in self.both:
+            one.add(rollout, self.version)
 
-    @rule(size=st.integers(0, 20))
     def draw(self, size):
-        self.replay.expire(self.version)
-        held = len(self.replay)
+        held = set(self.names)
+        self.expire(size)
+        room = len(self.replay)
         batch = self.replay.sample(size, self.version, self.stream)
-        assert (0 if batch is None else len(batch)) == min(size, held)
-        if batch is not None and not self.kept:
-            assert (batch.ages <= self.replay.staleness_threshold).all(), "a stale response was replayed"
+        if self.twin:
+            again = self.twin.sample(size, self.version, self.twin_stream)
+            assert (again is None) == (batch is None) and (batch is None or same(batch, again)), (
+                "a buffer that was saved and loaded draws other responses"
+            )
+        drawn = [] if batch is None else batch.scores.int().tolist()
+        assert len(drawn) == min(size, room) == len(set(drawn)) and held.issuperset(drawn)
+        self.uses.update(drawn)
+        assert all(self.uses[name] <= self.replay.max_reuse for name in drawn), "replayed more often than `max_reuse`"
+        ages = [self.version - self.born[name] for name in drawn]
+        assert batch is None or batch.ages.tolist() == ages
+        old = sum(age > self.replay.staleness_threshold for age in ages)
+        assert old <= int(self.replay.keep_best * self.replay.capacity), "a stale response was replayed"
 
-    @rule()
-    def next_update(self):
-        self.version += 1
+    def expire(self, _):
+        for one in self.both:
+            one.expire(self.version)
 
-    @rule()
-    def save_and_load(self):
-        state = copy.deepcopy(self.replay.state_dict())
-        self.replay.drop(self.replay.held, "forgotten")
-        self.replay.load_state_dict(state)
+    def next_update(self, updates):
+        self.version += updates
 
-    @invariant()
-    def limits_hold(self):
-        if not hasattr(self, "replay"):
-            return
-        replay = self.replay
-        assert len(replay) <= replay.capacity and replay.nbytes == self.nbytes, "the buffer outgrows its capacity"
-        assert (replay.fields["reuses"][replay.held] < replay.max_reuse).all(), "a response outlives its reuse limit"
-        counts = replay.counts
-        gone = counts["expired"] + counts["retired"] + counts["evicted"] + counts.get("forgotten", 0)
-        assert counts["added"] == len(replay) + gone, "a response came or went uncounted"
-        if len(replay):
-            assert replay.probabilities(self.version).sum().item() == pytest.approx(1.0)
+    def save_and_load(self, _):
+        self.twin, self.twin_stream = self.make(), generator()
+        self.twin.load_state_dict(copy.deepcopy(self.replay.state_dict()))
+        self.twin_stream.set_state(self.stream.get_state())
+
+    @property
+    def both(self):
+        return [self.replay, self.twin] if self.twin else [self.replay]
+
+    @property
+    def names(self):
+        return self.replay.fields["scores"][self.replay.held].int().tolist()
+
+    def check(self):
+        replay, counts, held = self.replay, self.replay.counts, len(self.replay)
+        assert held <= replay.capacity and replay.nbytes == self.nbytes, "the buffer outgrows its capacity"
+        assert len(set(self.names)) == held, "a response is held twice"
+        assert replay.fields["reuses"][replay.held].tolist() == [self.uses[name] for name in self.names]
+        assert all(self.uses[name] < replay.max_reuse for name in self.names), "a response outlives its last use"
+        gone = counts["expired"] + counts["retired"] + counts["evicted"]
+        assert counts["added"] == len(self.born) == held + gone, "a response came or went uncounted"
+        assert counts["replayed"] == self.uses.total(), "a use is not counted in the totals"
+        assert sum(text is not None for text in replay.prompts) == held, "a prompt is kept without its response"
+        assert [sum(bars) for bars in replay.histograms(self.version).values()] == [held, held]
+        if held:
+            probabilities = replay.probabilities(self.version)
+            assert probabilities.sum().item() == pytest.approx(1.0) and (probabilities > 0).all()
+        if self.twin:
+            assert self.twin.statistics(self.version) == replay.statistics(self.version)
 
 
-TestOperations = Operations.TestCase
-TestOperations.settings = settings(max_examples=100, stateful_step_count=20, deadline=None)
+def same(one, other):
+    """Whether two replayed batches are equal to the last bit."""
+    a, b = vars(one), vars(other)
+    return all(torch.equal(a[name], b[name]) if isinstance(a[name], torch.Tensor) else a[name] == b[name] for name in a)
 
 
-@settings(max_examples=20, deadline=None)
-@given(reuse=st.integers(1, 6))
-def test_no_response_is_replayed_more_often_than_allowed(reuse):
-    replay, seen = buffer(4, max_reuse=reuse), {}
-    replay.add(fresh(4), 1)
-    for _ in range(40):
-        batch = replay.sample(2, 1, generator(len(seen)))
-        for key in [] if batch is None else batch.behaviour_logprobs[:, 0].tolist():
-            seen[key] = seen.get(key, 0) + 1
-    assert set(seen.values()) == {reuse}, "a response was replayed more or less often than `max_reuse`"
+@pytest.mark.parametrize("setup", range(len(SETUPS)))
+def test_no_sequence_of_operations_breaks_a_limit(setup):
+    """250 sequences for each of four settings."""
+    counted = Counter()
+
+    @settings(max_examples=250, deadline=None, derandomize=True, database=None)
+    @given(capacity=st.integers(1, 12), operations=OPERATIONS)
+    def hold(capacity, operations):
+        accounts = Accounts(capacity, **SETUPS[setup])
+        accounts.add(2)
+        for name, amount in operations:
+            getattr(accounts, name.replace(" ", "_"))(amount)
+            accounts.check()
+        counted["sequences"] += 1
+        counted.update({name: number > 0 for name, number in accounts.replay.counts.items()})
+        counted["loaded"] += accounts.twin is not None
+
+    hold()
+    assert counted["sequences"] >= 250
+    rare = [name for name, number in counted.items() if number < 10]
+    assert not rare, f"too few of the sequences came to this: {rare} of {dict(counted)}"

@@ -11,9 +11,9 @@ from ppo_lib import ppo_v1
 from ppo_lib.checkpoint import CheckpointError
 from ppo_lib.config import PPOConfigV1, ReplayConfig
 from ppo_lib.estimators import token_rewards, whiten
-from ppo_lib.importance import importance_ratios, vtrace
+from ppo_lib.importance import effective_sample_size, importance_ratios, vtrace
 from ppo_lib.ppo_v2 import PPOTrainerWithReplay
-from ppo_lib.rollout import concatenate
+from ppo_lib.rollout import concatenate, logprobs_of
 from tests.unit.test_trainer import vowels
 from tests.unit.tiny import PROMPTS, byte_tokenizer, likely_eos, tiny_policy
 
@@ -87,6 +87,34 @@ def test_on_fresh_data_the_replay_loss_is_ppos():
         assert torch.allclose(a, b, atol=1e-3), "on fresh data the replay gradient is not PPO's"
 
 
+def test_replayed_rows_are_seen_by_the_current_policy_and_critic():
+    ppo, rollout, version = after(3, learning_rate=5e-3)
+    replayed, _ = ppo.refresh(ppo.buffer.sample(6, version, ppo.generator))
+    mask = replayed.mask
+    with torch.no_grad():
+        now, values = ppo.policy_logprobs(replayed), ppo.values(replayed)
+    assert not torch.allclose(replayed.behaviour_logprobs[mask], now[mask], atol=1e-2), "the policy must have moved"
+    assert torch.allclose(replayed.logprobs[mask], now[mask], atol=1e-3), (
+        "replayed rows keep the log-probabilities of μ: those of π_k were not computed"
+    )
+    assert torch.allclose(replayed.values, values, atol=1e-4), "replayed rows have the values of an earlier critic"
+
+
+def test_health_of_the_weights_by_hand():
+    ppo, rollout, version = after(3, learning_rate=5e-3)
+    replayed, seen = ppo.refresh(ppo.buffer.sample(6, version, ppo.generator))
+    mask, distance = replayed.mask, (replayed.behaviour_logprobs - replayed.logprobs).masked_fill(~replayed.mask, 0.0)
+    real = (-distance[mask]).exp()
+    assert not mask.all() and seen["replay/ess"] == pytest.approx(effective_sample_size(real), abs=1e-4), (
+        "padding counts in the effective sample size"
+    )
+    assert seen["replay/kl"] == pytest.approx((distance.sum(1) / mask.sum(1)).mean().item(), abs=1e-5), (
+        "replay/kl is not in nats per token"
+    )
+    assert seen["replay/weight_max"] == pytest.approx(real.max().item(), abs=1e-3)
+    assert seen["replay/truncated"] == pytest.approx((real > 2).float().mean().item())
+
+
 def test_credit_of_a_mixed_batch_by_hand():
     ppo, rollout, version = after(3, gamma=0.9, lam=0.7, importance_cap=1.1, trace_cap=0.9, learning_rate=5e-3)
     batch, seen = ppo.mix(rollout, version)
@@ -94,17 +122,70 @@ def test_credit_of_a_mixed_batch_by_hand():
     fresh, old, mask = batch.ages == 0, batch.ages > 0, batch.mask
     with torch.no_grad():
         now = ppo.policy_logprobs(batch)
+    assert not torch.equal(batch.logprobs, batch.behaviour_logprobs), "the clip is coupled to μ, decoupled was asked"
     assert torch.allclose(batch.logprobs[mask], now[mask], atol=1e-3), "the clip is not centred on the current policy"
     ratios = importance_ratios(batch.logprobs, batch.behaviour_logprobs, mask)
     assert (ratios[fresh] == 1).all(), "fresh rows have ratios other than 1"
     rewards = token_rewards(batch.scores, batch.logprobs, batch.ref_logprobs, mask, ppo.kl_coef)
     assert torch.allclose(batch.rewards[old], rewards[old]), "the KL penalty is not that of the current policy"
+    used, replayed = batch.weights, mask & old[:, None]
+    assert (used[replayed] < 1.1).any(), "the truncation goes the wrong way: small weights are lifted to C"
+    assert (used <= 1.1 + 1e-6).all(), "the weights are not truncated at C"
+    assert torch.allclose(used, ratios.clamp(max=1.1), atol=1e-5), "the weights are not π_k over μ"
     advantages, targets = vtrace(rewards, batch.values, mask, batch.ended, ratios.clamp(max=0.9), 0.9, 0.7)
+    _, unclipped = vtrace(rewards, batch.values, mask, batch.ended, ratios, 0.9, 0.7)
+    assert not torch.allclose(batch.returns, unclipped, atol=1e-5), "the traces of V-trace are not clipped at c̄"
     assert torch.allclose(batch.returns, targets, atol=1e-5), "the value targets are not V-trace's"
     white = whiten(advantages, mask)
-    assert torch.allclose(batch.advantages, white * ratios.clamp(max=1.1), atol=1e-4), (
+    apart = whiten(advantages, mask & fresh[:, None]) + whiten(advantages, replayed)
+    assert not torch.allclose(batch.advantages, apart * used, atol=1e-4), "fresh and replayed rows are whitened apart"
+    assert not torch.allclose(batch.advantages, whiten(advantages * used, mask), atol=1e-4), (
+        "the advantages are whitened after they were weighted"
+    )
+    assert not torch.allclose(batch.advantages, white, atol=1e-4), "the weights never reach the advantages"
+    assert torch.allclose(batch.advantages, white * used, atol=1e-4), (
         "the advantages are not whitened over the joint batch and weighted by the truncated ratio"
     )
+
+
+def test_sequence_weights_are_those_of_the_whole_response():
+    ppo, rollout, version = after(3, learning_rate=5e-3, importance_level="sequence")
+    batch, _ = ppo.mix(rollout, version)
+    inside = [row[kept] for row, kept in zip(batch.weights, batch.mask, strict=True)]
+    assert all((row == row[0]).all() for row in inside), "`importance_level` is ignored: tokens of a response differ"
+
+
+def test_prioritised_draws_are_corrected_in_the_weights():
+    ppo, rollout, version = after(3, learning_rate=5e-3, replay_priority=0.7)
+    batch, _ = ppo.mix(rollout, version)
+    ratios = importance_ratios(batch.logprobs, batch.behaviour_logprobs, batch.mask).clamp(max=2.0)
+    assert (batch.sampling_weights[batch.ages == 0] == 1).all() and batch.sampling_weights.min() < 1
+    assert torch.allclose(batch.weights, batch.sampling_weights[:, None] * ratios), "ω is left out of the weights"
+
+
+@pytest.mark.parametrize("correction", ["decoupled", "coupled"])
+def test_the_second_moment_mask_takes_tokens_out(correction):
+    """With either clip: the paper's own objective is coupled."""
+    ppo, rollout, version = after(3, learning_rate=5e-3, second_moment_limit=1e-3, correction=correction)
+    batch, _ = ppo.mix(rollout, version)
+    inside = batch.weights[batch.mask]
+    assert (inside == 0).any(), "`second_moment_limit` is ignored"
+    assert (inside[(batch.ages == 0)[:, None].expand_as(batch.mask)[batch.mask]] > 0).all()
+
+
+def test_loss_and_gradient_of_a_mixed_batch_by_hand():
+    """At π_θ = π_k every r is 1, whatever μ was; the weights are numbers, and have no gradient."""
+    ppo, rollout, version = after(3, learning_rate=5e-3, vf_coef=0.0)
+    batch, _ = ppo.mix(rollout, version)
+    logprobs = logprobs_of(ppo.logits(ppo.policy, batch), batch.response_ids)
+    by_hand = -((logprobs - batch.logprobs).exp() * batch.advantages)[batch.mask].mean()
+    loss, metrics = ppo.loss(batch)
+    assert loss.item() == pytest.approx(by_hand.item(), abs=1e-4), "the ratio in the loss is π_θ/μ, not π_θ/π_k"
+    assert metrics["val/ratio"].item() == pytest.approx(1, abs=1e-3)
+    parameters = list(ppo.policy.parameters())
+    mine, expected = (torch.autograd.grad(one, parameters) for one in (loss, by_hand))
+    for a, b in zip(mine, expected, strict=True):
+        assert torch.allclose(a, b, atol=1e-3), "a gradient flows through the weights"
 
 
 @pytest.mark.parametrize(("correction", "centre"), [("coupled", "behaviour_logprobs"), ("none", None)])
@@ -129,7 +210,10 @@ def test_advantages_move_with_the_critic():
     ppo.estimate(rollout)
     second, _ = ppo.mix(rollout, version)
     old = first.ages > 0
-    assert not torch.allclose(first.returns[old], second.returns[old]), "replayed targets are frozen at sampling"
+    assert not torch.allclose(first.advantages[old], second.advantages[old]), (
+        "replayed advantages are frozen: they are those of an earlier critic"
+    )
+    assert not torch.allclose(first.returns[old], second.returns[old]), "replayed targets are frozen"
 
 
 def test_rollouts_enter_the_buffer_after_they_were_trained_on():
@@ -141,17 +225,20 @@ def test_rollouts_enter_the_buffer_after_they_were_trained_on():
     for batch in ages[1:]:
         assert batch.ages[:4].tolist() == [0] * 4, "the fresh rollout is not trained on"
         assert (batch.ages[4:] > 0).all(), "a response is replayed in its own update"
+    assert ages[1].ages[4:].tolist() == [1] * 4, "the buffer dates a response by another update than its own"
 
 
 def test_limits_hold_over_a_run():
     ppo = trainer(total_episodes=60, max_replay_reuse=2, staleness_threshold=3)
     rows = []
     ppo.train(PROMPTS, callback=lambda trainer, rollout, metrics: rows.append(metrics) and False)
-    assert max(row.get("replay/age_max", 0) for row in rows) <= 3, "a response is older than `staleness_threshold`"
+    assert max(row.get("replay/age_max", 0) for row in rows) <= 3, "nothing expires in a run"
     assert max(row.get("replay/reuse_mean", 0) for row in rows) < 2
     last = rows[-1]
-    assert last["efficiency/trained_responses"] == 60 + sum(row["replay/sampled"] for row in rows)
-    assert last["efficiency/generated_responses"] == 60
+    assert last["efficiency/trained_responses"] == 60 + sum(row["replay/sampled"] for row in rows), (
+        "replayed responses are not counted as trained on"
+    )
+    assert last["efficiency/generated_responses"] == 60, "replayed responses are counted as generated"
     assert last["efficiency/reuse_ratio"] == last["efficiency/trained_responses"] / 60
     assert last["objective/scores"] == pytest.approx(rows[-1]["objective/scores"])
 
@@ -166,16 +253,19 @@ def test_scores_are_those_of_fresh_responses_only():
 
 def test_replay_fades_at_the_end():
     ppo = trainer(replay_anneal=0.5, total_episodes=40)
-    assert [ppo.replay_size(version) for version in (1, 5, 6, 8, 10)] == [6, 6, 6, 4, 1]
+    sizes = [ppo.replay_size(version) for version in (1, 5, 6, 8, 10)]
+    assert sizes[0] != sizes[-1], "`replay_anneal` is ignored"
+    assert sizes[0] > sizes[-1], "replay fades in at the start, not out at the end"
+    assert sizes == [6, 6, 6, 4, 1]
 
 
 def test_far_rows_and_poor_weights_are_left_out():
     ppo, rollout, version = after(2, max_replay_kl=1e-6)
     batch, seen = ppo.mix(rollout, version)
-    assert batch is rollout and seen["replay/too_far"] > 0, "responses too far from the policy are trained on"
+    assert batch is rollout and seen["replay/too_far"] > 0, "`max_replay_kl` is ignored: far responses are trained on"
     ppo, rollout, version = after(2, min_ess=1.0)
     batch, seen = ppo.mix(rollout, version)
-    assert batch is rollout and seen["replay/ess"] < 1, "weights with too small an effective sample size are trained on"
+    assert batch is rollout and seen["replay/ess"] < 1, "`min_ess` is ignored: poor weights are trained on"
 
 
 @pytest.mark.parametrize("extra", [{}, {"replay_priority": 0.7, "replay_keep_best": 0.2}, {"lora_rank": 4}])
@@ -191,6 +281,22 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, extra):
     for name, field in whole.buffer.fields.items():
         held = whole.buffer.held
         assert torch.equal(field[held], resumed.buffer.fields[name][held]), f"the resumed buffer's {name} differ"
+
+
+def test_the_buffer_is_restored_with_the_run(tmp_path):
+    settings = {"output_dir": str(tmp_path), "total_episodes": 12, "max_replay_reuse": 2}
+    ppo = trainer(**settings)
+    ppo.train(PROMPTS)
+    again = trainer(**settings, resume_from_checkpoint=True)
+    assert len(again.buffer) == len(ppo.buffer) > 0, "the buffer is not restored from the checkpoint"
+    held = ppo.buffer.held
+    for name, field in ppo.buffer.fields.items():
+        assert torch.equal(field[held], again.buffer.fields[name][held]), f"of the buffer, {name} are not restored"
+    assert again.buffer.counts == ppo.buffer.counts, "the buffer's counts start anew at a resume"
+    assert again.buffer.prompts == ppo.buffer.prompts, "the buffer's prompts are not restored"
+    assert again.totals == ppo.totals, "the totals of generated and trained tokens start anew at a resume"
+    again.buffer.fields["scores"] += 1
+    assert not torch.equal(again.resumed_state["replay"]["fields"]["scores"], again.buffer.fields["scores"])
 
 
 def test_a_joined_rollout_keeps_every_row():
