@@ -94,6 +94,7 @@ bench-v1: $(STAMP) ## v1 against v0: time per update, and memory and reward with
 bench-efficiency: $(STAMP) ## replay against tuned PPO: tuning, frozen runs, the explorer's grid (hours, goes on where stopped)
 	$(PY) benchmarks/sample_efficiency.py tune
 	$(PY) benchmarks/sample_efficiency.py run
+	$(PY) benchmarks/sample_efficiency.py ablate
 	$(PY) benchmarks/replay_explorer.py
 	$(PY) benchmarks/sample_efficiency.py analyse
 

@@ -1,12 +1,13 @@
 """How many generated tokens does a run need to reach an objective? Replay against tuned on-policy PPO.
 
     python benchmarks/sample_efficiency.py tune      # every family tries settings, on tuning seeds
-    python benchmarks/sample_efficiency.py run       # the best of them, frozen, on fresh seeds; then the ablations
+    python benchmarks/sample_efficiency.py run       # the best of them, frozen, on fresh seeds
+    python benchmarks/sample_efficiency.py ablate    # replay without one of its parts, on some of these seeds
     python benchmarks/sample_efficiency.py analyse   # every table from the stored runs, in seconds
     python benchmarks/sample_efficiency.py repeat sparse replay 100     # one stored run again, and compared
 
 The objective is score − β·KL on 64 held-out prompts, always judged by the world's own reward, each EVERY responses.
-`tune` and `run` add each finished run to a file and go on where they were killed.
+`tune`, `run` and `ablate` add each finished run to a file and go on where they were killed.
 
 Costs are counted without the evaluations: generated tokens, optimiser steps, CPU seconds of one thread (the machine
 may be busy: its clock would tell nothing), and the share of them that went into generation.
@@ -41,7 +42,7 @@ EVERY = 32  # generated responses between evaluations
 TUNING_SEEDS = (1, 2, 3)  # all tries run on the first, the best of them on the others too
 SEEDS = tuple(range(100, 110))  # no seed of the tuning is among them
 ABLATION_SEEDS = SEEDS[:5]
-FINALISTS = 3
+VARIED, FINALISTS = 3, 2
 HEALTH = {"reuse": "efficiency/reuse_ratio", "ess": "replay/ess", "distance": "replay/kl", "age": "replay/batch_age",
           "held": "replay/size"}  # fmt: skip
 COLUMNS = ("responses", "tokens", "steps", "objective", "score", "kl", "entropy", "cpu", "generating", *HEALTH)
@@ -61,10 +62,10 @@ class Task:
 
 
 TASKS = {
-    "dense": Task("reviews", 800, 480, (5e-4, 1e-3, 2e-3)),
-    "sparse": Task("reviews-sparse", 1120, 640, (5e-4, 1e-3, 2e-3)),
-    "sums": Task("sums", 960, 480, (1e-4, 3e-4, 1e-3)),
-    "proxy": Task("reviews", 800, 480, (5e-4, 1e-3, 2e-3), proxy=True, tuned_on="dense"),
+    "dense": Task("reviews", 640, 480, (5e-4, 1e-3, 2e-3)),
+    "sparse": Task("reviews-sparse", 960, 640, (5e-4, 1e-3, 2e-3)),
+    "sums": Task("sums", 800, 480, (1e-4, 3e-4, 1e-3)),
+    "proxy": Task("reviews", 640, 480, (5e-4, 1e-3, 2e-3), proxy=True, tuned_on="dense"),
 }
 
 
@@ -258,22 +259,21 @@ def in_parallel(jobs: list[tuple], workers: int):
 
 # Replay has more settings than a grid can hold. What else it tries, each a change to its best so far on a task:
 NEARBY = (
-    {"num_ppo_epochs": 2}, {"num_ppo_epochs": 8}, {"replay_sample_size": 120, "minibatch_size": 128},
-    {"batch_size": 4, "replay_sample_size": 60, "minibatch_size": 64}, {"replay_keep_best": 0.2},
-    {"replay_priority": 0.5}, {"replay_recency": 16.0}, {"max_replay_reuse": 32, "staleness_threshold": 64},
-    {"importance_cap": 1.0}, {"cliprange": 0.1}, {"cliprange": 0.3}, {"entropy_coef": 0.01}, {"kl_stop": 0.02},
+    {"num_ppo_epochs": 8}, {"batch_size": 4, "replay_sample_size": 60, "minibatch_size": 64},
+    {"replay_recency": 16.0}, {"max_replay_reuse": 32, "staleness_threshold": 64}, {"importance_cap": 1.0},
+    {"cliprange": 0.3},
 )  # fmt: skip
 
 
 def tries_of(stage: str, family: str, task: Task, tried: list[dict]) -> list[dict]:
     """The settings to run in a stage of the tuning, from what the family's earlier ones have shown.
 
-    "first": points of a grid. "varied": the best FINALISTS of them with λ = 1 in GAE. "nearby": for replay alone, one
-    change at a time to its best; with these it tries 24 settings, PPO 27. "finalists": the best on further seeds.
+    "first": points of a grid. "varied": the best VARIED of them with λ = 1 in GAE. "nearby": for replay alone, one
+    change at a time to its best; with these it tries 17 settings, PPO 27. "finalists": the best on further seeds.
     """
     tried = sorted((r for r in tried if r["seed"] == TUNING_SEEDS[0]), key=lambda row: row["mean"], reverse=True)
     first = candidates(family, task)
-    varied = [row["settings"] | {"lam": 1.0} for row in tried if row["settings"] in first][:FINALISTS]
+    varied = [row["settings"] | {"lam": 1.0} for row in tried if row["settings"] in first][:VARIED]
     if stage == "first":
         return first
     if stage == "varied":
@@ -327,27 +327,36 @@ def freeze(tried: list[dict]) -> None:
     write_json(FOLDER / "frozen.json", {"settings": chosen, "tuning_runs": runs, **provenance("scipy")})
 
 
-def jobs_of_run(tasks: list[str]) -> list[tuple]:
-    """The runs that count, the arms before the ablations, each with its key (task, arm, seed)."""
-    keys = [(t, a, s) for s in SEEDS for t in tasks for a in ARMS if a != "naive" or t in ABLATED]
-    keys += [(t, a, s) for s in ABLATION_SEEDS for t in tasks if t in ABLATED for a in ABLATIONS]
-    jobs = []
-    for task_name, name, seed in keys:
-        family, settings = arm(task_name, name)
-        episodes = TASKS[task_name].episodes if name not in ABLATIONS else TASKS[task_name].tuning_episodes
-        jobs.append(((task_name, name, seed), task_name, episodes, family, settings, seed))
-    return jobs
-
-
 def run(arguments) -> None:
-    """Every arm on fresh seeds; a curve is added to curves.csv as soon as its run is over."""
+    """Every arm on fresh seeds."""
+    add_curves(
+        [(t, a, s) for s in SEEDS for t in arguments.tasks for a in ARMS if a != "naive" or t in ABLATED], arguments
+    )
+
+
+def ablate(arguments) -> None:
+    """Replay without one of its parts, or with another in its place, for as long as a run of the tuning."""
+    add_curves(
+        [(t, a, s) for s in ABLATION_SEEDS for t in ABLATED if t in arguments.tasks for a in ABLATIONS], arguments
+    )
+
+
+def add_curves(keys: list[tuple[str, str, int]], arguments) -> None:
+    """Train what is not there yet of (task, arm, seed); a curve is added to curves.csv as soon as its run is over."""
     path = FOLDER / "curves.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         path.write_text(",".join(("task", "arm", "seed", *COLUMNS)) + "\n")
     with open(path, newline="", encoding="utf-8") as file:
         known = {(row["task"], row["arm"], int(row["seed"])) for row in csv.DictReader(file)}
-    jobs = [job for job in jobs_of_run(arguments.tasks) if job[0] not in known]
+    jobs = []
+    for key in keys:
+        if key not in known:
+            task_name, name, seed = key
+            family, settings = arm(task_name, name)
+            task = TASKS[task_name]
+            episodes = task.tuning_episodes if name in ABLATIONS else task.episodes
+            jobs.append((key, task_name, episodes, family, settings, seed))
     for key, curve in in_parallel(jobs, arguments.workers):
         with open(path, "a", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([*key, *stored(row)] for row in curve)
@@ -383,10 +392,10 @@ def repeat(arguments) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = {"tune": tune, "run": run, "analyse": lambda _: analyse(FOLDER), "repeat": repeat}
+    commands = {"tune": tune, "run": run, "ablate": ablate, "analyse": lambda _: analyse(FOLDER), "repeat": repeat}
     parser.add_argument("command", choices=commands)
     parser.add_argument("run", nargs="*", metavar="TASK ARM SEED", help="for `repeat`")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS, help="for `tune` and `run`")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS, help="all but `analyse` and `repeat`")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args(argv)
     if arguments.command == "repeat" and len(arguments.run) != 3:

@@ -109,7 +109,7 @@ def test_the_program_tunes_runs_goes_on_and_repeats(programs, tmp_path, monkeypa
         "replay": [replay | {"learning_rate": 1e-3}],
     }
     for name, value in {
-        "FOLDER": tmp_path, "TASKS": {"dense": task}, "SEEDS": (7, 8), "ABLATION_SEEDS": (7, 8), "FINALISTS": 1,
+        "FOLDER": tmp_path, "TASKS": {"dense": task}, "SEEDS": (7, 8), "ABLATION_SEEDS": (7, 8), "FINALISTS": 1, "VARIED": 1,
         "TUNING_SEEDS": (1, 2), "ABLATIONS": {"no replay": {"replay_sample_size": 0}}, "EVERY": 16,
         "candidates": lambda family, task: tries[family],
         "in_parallel": lambda jobs, workers: map(program.work, jobs),
@@ -120,6 +120,7 @@ def test_the_program_tunes_runs_goes_on_and_repeats(programs, tmp_path, monkeypa
     assert frozen["settings"]["dense"]["ppo"] in tries["ppo"] + [t | {"lam": 1.0} for t in tries["ppo"]]
     assert set(program.TUNING_SEEDS).isdisjoint((100, 109)) and frozen["tuning_runs"]["dense"]["ppo"] == 4
     program.main(["run", "--tasks", "dense"])
+    program.main(["ablate", "--tasks", "dense"])
     stored = (tmp_path / "curves.csv").read_text()
     arms = {tuple(line.split(",")[1:3]) for line in stored.splitlines()[1:]}
     assert arms == {(a, s) for a in (*program.ARMS, "no replay") for s in ("7", "8")}
