@@ -32,6 +32,7 @@ from efficiency_tables import analyse
 from record import RESULTS, provenance, write_json
 
 from ppo_lib import ppo_v1, ppo_v2, worlds
+from ppo_lib.config import REPLAY_SETTINGS
 from ppo_lib.estimators import kl_k1
 from ppo_lib.ppo import Metrics
 from ppo_lib.rollout import Rollout
@@ -234,7 +235,7 @@ def arm(task_name: str, name: str) -> tuple[str, dict]:
         return name, chosen[name]
     replay = chosen["replay"]
     if name == "same":  # v1 with the settings of replay and one epoch
-        shared = {key: replay[key] for key in ("batch_size", "learning_rate", "whiten_advantages")}
+        shared = {key: value for key, value in replay.items() if key not in REPLAY_SETTINGS}
         return "ppo", shared | {"minibatch_size": replay["batch_size"], "num_ppo_epochs": 1}
     change = ABLATIONS[name](replay) if callable(ABLATIONS[name]) else ABLATIONS[name]
     settings = replay | change
@@ -351,9 +352,10 @@ def add_curves(keys: list[tuple[str, str, int]], arguments) -> None:
         known = {(row["task"], row["arm"], int(row["seed"])) for row in csv.DictReader(file)}
     jobs = []
     for key in keys:
-        if key not in known:
-            task_name, name, seed = key
-            family, settings = arm(task_name, name)
+        task_name, name, seed = key
+        family, settings = arm(task_name, name)
+        changes_nothing = name in ABLATIONS and settings == arm(task_name, "replay")[1]
+        if key not in known and not changes_nothing:
             task = TASKS[task_name]
             episodes = task.tuning_episodes if name in ABLATIONS else task.episodes
             jobs.append((key, task_name, episodes, family, settings, seed))
