@@ -185,6 +185,8 @@ BUGS = [
         test_replay.test_no_response_is_drawn_twice_in_a_batch, "drawn twice in one batch"),
     Bug("drawn by the process's generator", ReplayBuffer.sample, ", generator=generator)", ")",
         test_replay.test_draws_depend_on_the_given_generator_alone, "draws use the process's generator"),
+    Bug("drawn by a generator of its own", PPOTrainerWithReplay.mix, "self.generator)", "torch.Generator())",
+        test_v2.test_draws_move_the_generator_of_the_run, "draws from a generator that no checkpoint holds"),
     Bug("replay fades in", PPOTrainerWithReplay.replay_size, "left = 1 - (version - 1) / config.num_updates",
         "left = version / config.num_updates",
         test_v2.test_replay_fades_at_the_end, "replay fades in at the start"),

@@ -228,6 +228,13 @@ def test_rollouts_enter_the_buffer_after_they_were_trained_on():
     assert ages[1].ages[4:].tolist() == [1] * 4, "the buffer dates a response by another update than its own"
 
 
+def test_draws_move_the_generator_of_the_run():
+    ppo, rollout, version = after(2)
+    before = ppo.generator.get_state()
+    ppo.mix(rollout, version)
+    assert not torch.equal(before, ppo.generator.get_state()), "replay draws from a generator that no checkpoint holds"
+
+
 def test_limits_hold_over_a_run():
     ppo = trainer(total_episodes=60, max_replay_reuse=2, staleness_threshold=3)
     rows = []
