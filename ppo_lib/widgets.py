@@ -28,11 +28,12 @@ CSS = (STATIC / "widgets.css").read_text(encoding="utf-8")
 MOST_FRAMES = 400
 
 
-def _module(name: str) -> str:
-    return "\n".join((STATIC / file).read_text(encoding="utf-8") for file in ("controls.js", name))
+def module(*files: str) -> str:
+    """The source of a widget's module: `files` of the folder `static`, after what all widgets share."""
+    return "\n".join((STATIC / file).read_text(encoding="utf-8") for file in ("controls.js", *files))
 
 
-class _Described(anywidget.AnyWidget):
+class Described(anywidget.AnyWidget):
     """A widget with a caption, and one line of text where no widget can be shown."""
 
     _css = CSS
@@ -42,7 +43,13 @@ class _Described(anywidget.AnyWidget):
         return f"{type(self).__name__}: {self.describe()}. {self.caption}".strip()
 
 
-class FigureSlider(_Described):
+def send_plotly(widget: Described, content: Any, _buffers: Any) -> None:
+    """Answer a page that has no Plotly with the kernel's own copy."""
+    if isinstance(content, dict) and content.get("type") == "plotly":
+        widget.send({"type": "plotly", "code": get_plotlyjs()})
+
+
+class FigureSlider(Described):
     """A slider, or several, over figures: `draw` is called for every value at once.
 
         FigureSlider(draw, [0.0, 0.5, 0.9, 0.95, 1.0], label="λ")
@@ -63,7 +70,7 @@ class FigureSlider(_Described):
         Exception: whatever `draw` raises, at any value.
     """
 
-    _esm = _module("figure_slider.js")
+    _esm = module("plotting.js", "figure_slider.js")
     shared = traitlets.Dict().tag(sync=True)
     frames = traitlets.List().tag(sync=True)
     controls = traitlets.List().tag(sync=True)
@@ -123,7 +130,7 @@ class FigureSlider(_Described):
             alts=alts[:1] if len(set(alts)) == 1 else alts,
             caption=caption,
         )
-        self.on_msg(self._send_plotly)
+        self.on_msg(send_plotly)
 
     @property
     def value(self) -> Any:
@@ -135,12 +142,8 @@ class FigureSlider(_Described):
         """The sliders and their ends, for readers without a browser."""
         return ", ".join(f"{c['label']} from {c['texts'][0]} to {c['texts'][-1]}" for c in self.controls)
 
-    def _send_plotly(self, _widget: Any, content: Any, _buffers: Any) -> None:
-        if isinstance(content, dict) and content.get("type") == "plotly":
-            self.send({"type": "plotly", "code": get_plotlyjs()})
 
-
-class TokenMicroscope(_Described):
+class TokenMicroscope(Described):
     """Real responses, token by token, coloured by one quantity at a time, with a slider over training steps.
 
         TokenMicroscope(frame(rollout, tokenizer), "advantage", caption="…")      # one rollout
@@ -156,7 +159,7 @@ class TokenMicroscope(_Described):
         ValueError: there are no frames, a frame has no responses, or no frame has `quantity`.
     """
 
-    _esm = _module("microscope.js")
+    _esm = module("microscope.js")
     view = traitlets.Dict().tag(sync=True)
     step = traitlets.Int(0).tag(sync=True)
     response = traitlets.Int(0).tag(sync=True)

@@ -11,9 +11,9 @@ __all__ = ["load"]
 
 
 def load(name: str):
-    """A stored result: the content of a `.json` file, or a `.csv` file as a list of rows with numbers for values.
+    """A stored result: the content of a `.json` file, or a `.csv` or `.jsonl` file as a list of rows.
 
-    A place that is empty in a table is NaN.
+    In a table numbers are floats, an empty place is NaN, and other words stay words.
 
     Raises:
         FileNotFoundError: nothing is stored under that name.
@@ -21,5 +21,13 @@ def load(name: str):
     text = files(__name__).joinpath(name).read_text(encoding="utf-8")
     if name.endswith(".json"):
         return json.loads(text)
-    rows = csv.DictReader(text.splitlines())
-    return [{column: float(value or "nan") for column, value in row.items()} for row in rows]
+    if name.endswith(".jsonl"):
+        return [json.loads(line) for line in text.splitlines()]
+    return [{column: _value(cell) for column, cell in row.items()} for row in csv.DictReader(text.splitlines())]
+
+
+def _value(cell: str) -> float | str:
+    try:
+        return float(cell or "nan")
+    except ValueError:
+        return cell
