@@ -15,7 +15,7 @@ from sample_efficiency import COLUMNS, frozen, in_parallel, stored
 
 FOLDER = RESULTS / "replay_explorer"
 SEEDS = (200, 201, 202, 203, 204)
-EPISODES = 320
+EPISODES = 256
 SLIDERS = {
     "replay_buffer_size": (64, 128, 256),
     "replay_sample_size": (8, 24, 56),
