@@ -186,12 +186,17 @@ def value_at(content, keys: str):
 
 
 class FromRow(string.Formatter):
-    """Fills `{key.key / 1e6:.1f}` from a row of a stored result; nothing measured (None or NaN) becomes a dash."""
+    """Fills `{key.key / 1e6:.1f}` from a row of a stored result.
+
+    Nothing measured (None or NaN) becomes a dash, settings (a dictionary) become a list of code.
+    """
 
     def get_field(self, name, args, row):
         return value_at(row, name), name
 
     def format_field(self, value, form):
+        if isinstance(value, dict):
+            return ", ".join(f"`{name}={setting}`" for name, setting in value.items())
         return "–" if value is None or value != value else super().format_field(value, form)
 
 
@@ -239,6 +244,7 @@ class StoredTable(SphinxDirective):
         headings, cells = zip(*columns, strict=True)
         rule = ["---:" if any(form for _, _, form, _ in string.Formatter().parse(cell)) else "---" for cell in cells]
         filled = [[FromRow().vformat(cell, (), row) for cell in cells] for row in rows]
+        filled = [[re.sub(r"(?<=\d)–(?=\d)", "\u2060–\u2060", cell) for cell in line] for line in filled]  # one piece
         return ["| " + " | ".join(line) + " |" for line in (headings, rule, *filled)]
 
 

@@ -88,3 +88,36 @@ def test_rows_of_a_table_are_chosen_and_named(ppo_book):
 
 def test_what_was_not_measured_is_a_dash(ppo_book):
     assert ppo_book.FromRow().vformat("{a:.1f} of {b.1:.1f}", (), {"a": None, "b": [0, float("nan")]}) == "– of –"
+
+
+# What the pages conclude from the stored numbers in words.
+
+EFFICIENCY = "sample_efficiency"
+
+
+def test_the_opponent_of_replay_was_tuned_most():
+    for task, runs in stored.load(f"{EFFICIENCY}/frozen.json")["tuning_runs"].items():
+        assert runs["ppo"] == max(runs.values()), f"on {task} another arm than PPO had most tries"
+
+
+def test_the_guides_show_the_settings_that_tuning_chose():
+    chosen = stored.load(f"{EFFICIENCY}/frozen.json")["settings"]
+    sparse, dense = chosen["sparse"]["replay"], chosen["dense"]["replay"]
+    rare = {"whiten_advantages": False, "lam": 1.0, "learning_rate": 5e-4, "minibatch_size": 64}
+    assert rare.items() <= sparse.items() and sparse["replay_recency"] == 4.0 and "replay_priority" not in sparse
+    assert dense["replay_priority"] == 1.0 and dense["replay_keep_best"] == 0.05
+    for task in chosen.values():
+        assert task["replay"]["replay_sample_size"] / task["replay"]["batch_size"] > 2, "a preset replays more"
+
+
+def test_the_buffer_takes_megabytes():
+    rows = stored.load("buffer_memory/measured.json")["rows"]
+    measured = {row["max_new_tokens"]: row["measured_bytes_per_1000"] for row in rows if row["way"] == "buffer"}
+    assert measured[24] < 309_000 and max(measured.values()) < 20e6
+    assert [rows[place]["max_new_tokens"] for place in (4, 6)] == [512, 1024]
+    assert rows[4]["way"] == rows[6]["way"] == "buffer"
+
+
+def test_no_cost_of_v1_is_seen_above_the_noise():
+    low, high = stored.load("v1_overhead/summary.json")["cpu_ratio"]["quartiles"]
+    assert low < 1 < high
