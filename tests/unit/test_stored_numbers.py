@@ -121,3 +121,16 @@ def test_the_buffer_takes_megabytes():
 def test_no_cost_of_v1_is_seen_above_the_noise():
     low, high = stored.load("v1_overhead/summary.json")["cpu_ratio"]["quartiles"]
     assert low < 1 < high
+
+
+def test_a_token_costs_more_in_small_rollouts():
+    arms = stored.load(f"{EFFICIENCY}/summary.json")["tasks"]["dense"]["arms"]
+    chosen = stored.load(f"{EFFICIENCY}/frozen.json")["settings"]["dense"]
+    assert (chosen["replay"]["batch_size"], chosen["ppo"]["batch_size"]) == (8, 32)
+    v2, ppo = (arms[name]["total_generating"] / arms[name]["total_tokens"] for name in ("replay", "ppo"))
+    assert 2 < v2 / ppo < 4
+
+
+def test_the_best_settings_of_ppo_had_four_or_eight_epochs():
+    chosen = stored.load(f"{EFFICIENCY}/frozen.json")["settings"]
+    assert all(task["ppo"]["num_ppo_epochs"] in (4, 8) for task in chosen.values())
