@@ -43,7 +43,8 @@ EVERY = 32  # generated responses between evaluations
 TUNING_SEEDS = (1, 2, 3)  # all tries run on the first, the best of them on the others too
 SEEDS = tuple(range(100, 110))  # no seed of the tuning is among them
 ABLATION_SEEDS = SEEDS[:5]
-VARIED, FINALISTS = 3, 2
+VARIED = {"ppo": 6, "naive": 3, "replay": 3, "grpo": 0}  # tried again with another λ; GRPO has none
+FINALISTS = {"ppo": 6, "naive": 2, "replay": 2, "grpo": 2}  # tried on all tuning seeds
 HEALTH = {"reuse": "efficiency/reuse_ratio", "ess": "replay/ess", "distance": "replay/kl", "age": "replay/batch_age",
           "held": "replay/size"}  # fmt: skip
 COLUMNS = ("responses", "tokens", "steps", "objective", "score", "kl", "entropy", "cpu", "generating", *HEALTH)
@@ -269,20 +270,20 @@ NEARBY = (
 def tries_of(stage: str, family: str, task: Task, tried: list[dict]) -> list[dict]:
     """The settings to run in a stage of the tuning, from what the family's earlier ones have shown.
 
-    "first": points of a grid. "varied": the best VARIED of them with λ = 1 in GAE. "nearby": for replay alone, one
-    change at a time to its best; with these it tries 17 settings, PPO 27. "finalists": the best on further seeds.
+    "first": points of a grid. "varied": the best of them with λ = 1 in GAE. "nearby": for replay alone, one change at
+    a time to its best; with these it tries 17 settings, PPO 30. "finalists": the best on further seeds.
     """
     tried = sorted((r for r in tried if r["seed"] == TUNING_SEEDS[0]), key=lambda row: row["mean"], reverse=True)
     first = candidates(family, task)
-    varied = [row["settings"] | {"lam": 1.0} for row in tried if row["settings"] in first][:VARIED]
+    varied = [row["settings"] | {"lam": 1.0} for row in tried if row["settings"] in first][: VARIED[family]]
     if stage == "first":
         return first
     if stage == "varied":
-        return [] if family == "grpo" else varied  # GRPO has no λ
+        return varied
     if stage == "nearby":
         best = [row["settings"] for row in tried if row["settings"] in first + varied]
         return [best[0] | change for change in NEARBY] if family == "replay" else []
-    return [row["settings"] for row in tried[:FINALISTS]]
+    return [row["settings"] for row in tried[: FINALISTS[family]]]
 
 
 def tune(arguments) -> None:

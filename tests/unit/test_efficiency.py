@@ -108,8 +108,10 @@ def test_the_program_tunes_runs_goes_on_and_repeats(programs, tmp_path, monkeypa
         "naive": [replay | {"correction": "none", "learning_rate": 1e-3}],
         "replay": [replay | {"learning_rate": 1e-3}],
     }
+    ones = dict.fromkeys(program.FAMILIES, 1)
     for name, value in {
-        "FOLDER": tmp_path, "TASKS": {"dense": task}, "SEEDS": (7, 8), "ABLATION_SEEDS": (7, 8), "FINALISTS": 1, "VARIED": 1,
+        "FOLDER": tmp_path, "TASKS": {"dense": task}, "SEEDS": (7, 8), "ABLATION_SEEDS": (7, 8),
+        "FINALISTS": ones, "VARIED": ones,
         "TUNING_SEEDS": (1, 2), "ABLATIONS": {"no replay": {"replay_sample_size": 0}}, "EVERY": 16,
         "candidates": lambda family, task: tries[family],
         "in_parallel": lambda jobs, workers: map(program.work, jobs),
