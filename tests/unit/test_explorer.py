@@ -1,0 +1,138 @@
+"""The replay explorer's Python side: what it computes from stored runs, and what its button does."""
+
+import itertools
+import json
+
+import pytest
+
+from ppo_lib.explorer import HEALTH, ReplayExplorer, trained_curve
+
+ABOUT = {
+    "sliders": {
+        "replay_buffer_size": [16, 64, 256],
+        "replay_sample_size": [8, 24, 56],
+        "max_replay_reuse": [2, 8],
+        "staleness_threshold": [2, 16],
+    },
+    "fixed": {"batch_size": 8, "learning_rate": 1e-3},
+    "episodes": 96,
+}
+GAINS = [0.0, 0.5, 1.0, 1.0, 1.0]
+
+
+def rows_of(place, seed, objectives, every):
+    return [
+        dict(zip(ABOUT["sliders"], place, strict=True))
+        | {"seed": float(seed), "tokens": every * n, "objective": objective, "reuse": 4.0, "ess": 0.5, "distance": 0.1}
+        | {"age": 1.0, "held": 8.0}
+        for n, objective in enumerate(objectives)
+    ]
+
+
+def stored_rows(seeds=(1, 2)):
+    """Replay generates half of what on-policy PPO does at each evaluation, and is as good there."""
+    places = [(0, 0, 0, 0), *itertools.product(*ABOUT["sliders"].values())]
+    return [row for seed in seeds for place in places for row in rows_of(place, seed, GAINS, 50 if any(place) else 100)]
+
+
+@pytest.fixture
+def explorer():
+    return ReplayExplorer(stored_rows(), ABOUT, caption="What to see.")
+
+
+def chosen(explorer, which):
+    """Slider positions: all at their lowest, as they open, or all at their highest value."""
+    highest = [len(values) - 1 for values in ABOUT["sliders"].values()]
+    return {"minimum": [0, 0, 0, 0], "default": list(explorer.positions), "maximum": highest}[which]
+
+
+def test_efficiency_is_the_ratio_of_tokens_to_the_threshold(explorer):
+    assert explorer.levels == pytest.approx([0.5, 0.75, 0.9])
+    point = explorer.grid["points"][0]
+    assert [until["tokens"] for until in point["until"]] == [50, 100, 100]
+    assert [until["tokens"] for until in explorer.grid["baseline"]["until"]] == [100, 200, 200]
+    assert point["until"][1]["ratio"] == [2.0, 2.0, 2.0] and point["reuse"] == 4.0
+
+
+def test_a_run_that_never_holds_the_threshold_is_counted_with_its_length():
+    rows = stored_rows()
+    for row in rows:
+        if row["replay_buffer_size"] == 16 and row["seed"] == 2:
+            row["objective"] = 0.0
+    until = ReplayExplorer(rows, ABOUT, caption="c").grid["points"][0]["until"][0]
+    assert (until["tokens"], until["never"], until["runs"]) == (125, 1, 2)
+
+
+def test_age_and_fill_are_shares_of_what_the_setting_allows(explorer):
+    first, last = explorer.grid["points"][0], explorer.grid["points"][-1]
+    assert (first["age"][0], first["fill"][0], first["ess"][0]) == (0.5, 0.5, 0.5)
+    assert (last["age"][0], last["fill"][0]) == (0.0625, 0.03125)
+
+
+def test_points_stand_in_the_order_in_which_the_sliders_count(explorer):
+    texts = [len(control["texts"]) for control in explorer.grid["controls"]]
+    assert texts == [3, 3, 2, 2] and len(explorer.grid["points"]) == 36
+    assert explorer.setting == {
+        "replay_buffer_size": 64, "replay_sample_size": 24, "max_replay_reuse": 8, "staleness_threshold": 16
+    }  # fmt: skip
+    json.dumps(explorer.get_state(["grid", "positions", "runs"]), allow_nan=False)
+
+
+def test_a_grid_with_a_gap_is_refused():
+    rows = [row for row in stored_rows() if row["replay_sample_size"] != 56 or row["seed"] == 1]
+    with pytest.raises(ValueError, match="'replay_sample_size': 56.*fewer than two runs"):
+        ReplayExplorer(rows, ABOUT, caption="c")
+
+
+def test_a_start_is_taken(explorer):
+    opened = ReplayExplorer(stored_rows(), ABOUT, caption="c", start={"replay_sample_size": 8})
+    assert opened.setting["replay_sample_size"] == 8 and "replay sample size from 8 to 56" in repr(opened)
+
+
+@pytest.mark.parametrize("which", ["minimum", "default", "maximum"])
+def test_button_trains_and_keeps_the_run(explorer, which):
+    sent, told = [], []
+    explorer.send = lambda content, buffers=None: sent.append(content)
+    explorer.observe(lambda change: told.append(dict(change["new"])), names="training")
+    explorer.positions = chosen(explorer, which)
+    explorer.episodes = 32
+    explorer._handle_custom_msg({"type": "hello"}, [])
+    assert sent == [{"type": "here"}], "the page must hear that Python is there"
+    explorer._handle_custom_msg({"type": "train"}, [])
+    (run,) = explorer.runs
+    assert run["positions"] == chosen(explorer, which) and run["seed"] == 0
+    assert len(run["tokens"]) == 2 and len(run["ess"]) == 1 and len(run["until"]) == 3
+    assert [step.get("responses") for step in told] == [0, 32, None], "the page hears how far the run is, and its end"
+    json.dumps(explorer.runs, allow_nan=False)
+
+
+def test_a_second_press_takes_the_next_seed(explorer, monkeypatch):
+    seeds = []
+    curve = [{"tokens": n, "objective": 0.0, "responses": 32 * n, **dict.fromkeys(HEALTH, 0.0)} for n in range(2)]
+    monkeypatch.setattr("ppo_lib.explorer.trained_curve", lambda *settings: seeds.append(settings[2]) or curve)
+    explorer.train()
+    explorer.train()
+    explorer.positions = [0, 0, 0, 0]
+    explorer.train()
+    assert seeds == [0, 1, 0]
+
+
+def test_a_failing_run_is_told_and_raised(explorer, monkeypatch):
+    def fail(*_):
+        raise FloatingPointError("the loss is NaN")
+
+    monkeypatch.setattr("ppo_lib.explorer.trained_curve", fail)
+    with pytest.raises(FloatingPointError):
+        explorer._receive(explorer, {"type": "train"}, [])
+    assert explorer.failure == "FloatingPointError: the loss is NaN" and explorer.training == {} and not explorer.runs
+
+
+def test_a_curve_begins_before_any_update_and_is_told_as_it_grows():
+    heard = []
+    settings = {"replay_sample_size": 8, "minibatch_size": 16}
+    curve = trained_curve(settings, episodes=64, seed=1, heard=lambda curve: heard.append(len(curve)))
+    assert [row["responses"] for row in curve] == [0, 32, 64] and heard == [2, 3]
+    assert curve[0]["tokens"] == 0 and curve[0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert curve[-1]["objective"] == pytest.approx(curve[-1]["score"] - 0.05 * curve[-1]["kl"])
+    assert curve[-1]["reuse"] > 1.5, "each update after the first replays as much as it generates"
+    assert curve == trained_curve(settings, episodes=64, seed=1), "the same seed must give the same curve"
