@@ -1,6 +1,7 @@
 """The tables of `sample_efficiency.py`, made from its stored curves: thresholds, ratios with intervals, costs."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +50,24 @@ def reached(runs: dict[int, Curve], threshold: float, cost: str) -> tuple[list[f
     return [paid for paid, _ in found], sum(not held for _, held in found)
 
 
+def until_horizon(runs: dict[int, Curve], threshold: float, cost: str, horizon: float) -> list[float]:
+    """As `reached`, but no run is followed further than `horizon`: what is compared must be cut off alike."""
+    found = [cost_until(runs[seed], threshold, cost) for seed in sorted(runs)]
+    return [min(paid, horizon) if held else horizon for paid, held in found]
+
+
 def rounded(values) -> list[float]:
     return [round(float(value), 3) for value in values]
 
 
 def compared(runs: dict[int, Curve], baseline: dict[int, Curve], threshold: float, cost: str = "tokens") -> list[float]:
-    """How many times cheaper `runs` are than `baseline` to the threshold, with its interval, on the seeds of both."""
+    """How many times cheaper `runs` are than `baseline` to the threshold, with its interval, on the seeds of both.
+
+    Both are followed as far as the shortest run among them: a ratio of restricted means.
+    """
     seeds = sorted(runs.keys() & baseline.keys())
-    costs = [reached({s: r[s] for s in seeds}, threshold, cost)[0] for r in (baseline, runs)]
+    horizon = min(some[s][-1][cost] for some in (runs, baseline) for s in seeds)
+    costs = [until_horizon({s: some[s] for s in seeds}, threshold, cost, horizon) for some in (baseline, runs)]
     return rounded(ratio_interval(*costs))
 
 
@@ -70,14 +81,17 @@ def until(runs: dict[int, Curve], arms: dict[str, dict[int, Curve]], threshold: 
         baseline = arms.get(name, {})
         if len(baseline) > 1:
             row[f"against_{name}"] = compared(runs, baseline, threshold)
-            row[f"time_against_{name}"] = times_compared(runs, baseline, threshold)
-    row["better_than_ppo"] = round(probability_of_improvement(reached(arms["ppo"], threshold, "tokens")[0], tokens), 3)
+            row[f"time_against_{name}"] = times_compared(runs, baseline, arms["ppo"], threshold)
+    never = [until_horizon(some, threshold, "tokens", float("inf")) for some in (arms["ppo"], runs)]
+    row["better_than_ppo"] = round(probability_of_improvement(*never), 3)
     return row
 
 
-def times_compared(runs: dict[int, Curve], baseline: dict[int, Curve], threshold: float) -> dict[str, list[float]]:
+def times_compared(
+    runs: dict[int, Curve], baseline: dict[int, Curve], ppo: dict[int, Curve], threshold: float
+) -> dict[str, list[float]]:
     """How many times faster `runs` are to the threshold, for several prices of generation."""
-    spent, generating = (sum(curve[-1][name] for curve in baseline.values()) for name in ("cpu", "generating"))
+    spent, generating = (sum(curve[-1][name] for curve in ppo.values()) for name in ("cpu", "generating"))
     level = GENERATING_SHARE / (1 - GENERATING_SHARE) * (spent - generating) / generating
     found = {}
     for name, factor in [(str(factor), factor) for factor in GENERATION] + [("60 % of the time", level)]:
@@ -89,7 +103,7 @@ def times_compared(runs: dict[int, Curve], baseline: dict[int, Curve], threshold
 def arm_table(runs: dict[int, Curve], arms: dict[str, dict[int, Curve]], levels: dict[int, float]) -> dict:
     ppo = arms["ppo"]
     seeds = sorted(runs.keys() & ppo.keys())
-    width = min(curve[-1]["tokens"] for some in (runs, ppo) for curve in some.values())
+    width = min(curve[-1]["tokens"] for some in arms.values() for curve in some.values())
     table = {"runs": len(runs), "collapsed": sum(collapsed(curve) for curve in runs.values())}
     for name in ("objective", "score", "kl", "entropy"):
         table[f"final_{name}"] = rounded(mean_interval([final(curve, name) for curve in runs.values()]))
@@ -134,14 +148,18 @@ def ablation_table(arms: dict[str, dict[int, Curve]], names: list[str], levels: 
 def analyse(folder: Path) -> dict:
     """Write summary.json beside the curves; tasks and arms that have not run yet are left out."""
     main_arms, tasks, ablations = ("ppo", "replay", "same", "grpo", "naive"), {}, {}
+    evaluation = json.loads((folder / "evaluations.json").read_text())["cpu_seconds"]
     for task, arms in read_curves(folder / "curves.csv").items():
+        for curve in [curve for runs in arms.values() for curve in runs.values()]:
+            for number, row in enumerate(curve):
+                row["cpu"] -= number * evaluation[task]
         if len(arms.get("ppo", {})) < 2:
             continue
-        levels = thresholds(arms["ppo"])
+        levels, of_task = thresholds(arms["ppo"]), {a: arms[a] for a in main_arms if len(arms.get(a, {})) > 1}
         tasks[task] = {
             "start": round(float(np.mean([curve[0]["objective"] for curve in arms["ppo"].values()])), 4),
             "thresholds": {str(share): round(level, 4) for share, level in levels.items()},
-            "arms": {a: arm_table(arms[a], arms, levels) for a in main_arms if len(arms.get(a, {})) > 1},
+            "arms": {name: arm_table(runs, of_task, levels) for name, runs in of_task.items()},
         }
         ablations[task] = ablation_table(arms, [a for a in arms if a not in main_arms], levels)
     summary = {"tasks": tasks, "ablations": {task: table for task, table in ablations.items() if table}}

@@ -3,14 +3,16 @@
     python benchmarks/sample_efficiency.py tune      # every family tries settings, on tuning seeds
     python benchmarks/sample_efficiency.py run       # the best of them, frozen, on fresh seeds
     python benchmarks/sample_efficiency.py ablate    # replay without one of its parts, on some of these seeds
+    python benchmarks/sample_efficiency.py evaluations   # CPU seconds of one evaluation
     python benchmarks/sample_efficiency.py analyse   # every table from the stored runs, in seconds
     python benchmarks/sample_efficiency.py repeat sparse replay 100     # one stored run again, and compared
 
 The objective is score − β·KL on 64 held-out prompts, always judged by the world's own reward, each EVERY responses.
 `tune`, `run` and `ablate` add each finished run to a file and go on where they were killed.
 
-Costs are counted without the evaluations: generated tokens, optimiser steps, CPU seconds of one thread (the machine
-may be busy: its clock would tell nothing), and the share of them that went into generation.
+Costs are generated tokens, optimiser steps, CPU seconds of one thread (the machine may be busy: its clock would tell
+nothing), and those of them that went into generation. Only the column `cpu` has the evaluations in it; `evaluations`
+measures what one of them takes, and the tables take it out again.
 """
 
 import argparse
@@ -33,6 +35,7 @@ from record import RESULTS, provenance, write_json
 
 from ppo_lib import ppo_v1, ppo_v2, worlds
 from ppo_lib.config import REPLAY_SETTINGS
+from ppo_lib.data import PPODataset
 from ppo_lib.estimators import kl_k1
 from ppo_lib.ppo import Metrics
 from ppo_lib.rollout import Rollout
@@ -85,7 +88,7 @@ class GRPOTrainer(ppo_v1.PPOTrainer):
 
 
 class Meter:
-    """Beside a trainer class: counts what its run costs, evaluations not included."""
+    """Beside a trainer class: counts what its run costs, evaluations included in `cpu` alone."""
 
     def __init__(self, *arguments, **settings):
         super().__init__(*arguments, **settings)
@@ -170,7 +173,7 @@ SAMPLING = {  # which earlier responses are replayed
 
 
 def candidates(family: str, task: Task) -> list[dict]:
-    """The settings that a family tries on a task. On-policy PPO tries three times as many as any other."""
+    """The settings that a family tries on a task first. On-policy PPO tries three times as many as any other."""
     rates, whiten = task.learning_rates, (True, False)
     if family == "ppo":
         grid = (
@@ -366,6 +369,23 @@ def add_curves(keys: list[tuple[str, str, int]], arguments) -> None:
     write_json(FOLDER / "runs.json", {"settings": frozen(), **provenance("scipy")})
 
 
+def evaluations(arguments) -> None:
+    """Write down how many CPU seconds an evaluation takes on each task, the median of nine."""
+    torch.set_num_threads(1)
+    found = {}
+    for name, task in TASKS.items():
+        world, times = worlds.load(task.world), []
+        trainer = ppo_v1.PPOTrainer(task.world, world.reward, device="cpu", eval_samples=0, response_logits_only=True)
+        trainer.eval_dataset = PPODataset(world.heldout_prompts)
+        for _ in range(10):
+            start = time.process_time()
+            trainer.evaluate_at(0)
+            times.append(time.process_time() - start)
+        found[name] = round(statistics.median(times[1:]), 4)
+    write_json(FOLDER / "evaluations.json", {"cpu_seconds": found, **provenance()})
+    print(found)
+
+
 def stored(row: dict) -> list:
     """A row of a curve as it is written: 5 significant digits."""
     return [f"{row[name]:.5g}" if isinstance(row[name], float) else row[name] for name in COLUMNS]
@@ -395,7 +415,14 @@ def repeat(arguments) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = {"tune": tune, "run": run, "ablate": ablate, "analyse": lambda _: analyse(FOLDER), "repeat": repeat}
+    commands = {
+        "tune": tune,
+        "run": run,
+        "ablate": ablate,
+        "evaluations": evaluations,
+        "analyse": lambda _: analyse(FOLDER),
+        "repeat": repeat,
+    }
     parser.add_argument("command", choices=commands)
     parser.add_argument("run", nargs="*", metavar="TASK ARM SEED", help="for `repeat`")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS, help="all but `analyse` and `repeat`")

@@ -92,7 +92,7 @@ class PPOTrainerWithReplay(ppo_v1.PPOTrainer):
     def replay_size(self, version: int) -> int:
         """Responses to replay in update `version`: fewer and fewer over the last `replay_anneal` of the run."""
         config = self.config
-        left = 1 - (version - 1) / config.num_updates
+        left = (self._last_update - version) / config.num_updates
         return round(config.replay_sample_size * min(1.0, left / config.replay_anneal if config.replay_anneal else 1.0))
 
     @torch.no_grad()
@@ -133,8 +133,9 @@ class PPOTrainerWithReplay(ppo_v1.PPOTrainer):
             return super().assign_credit(rollout)
         config, mask = self.config, rollout.mask
         rollout.rewards = token_rewards(rollout.scores, rollout.logprobs, rollout.ref_logprobs, mask, self.kl_coef)
+        by_token = importance_ratios(rollout.logprobs, rollout.behaviour_logprobs, mask)
         ratios = importance_ratios(rollout.logprobs, rollout.behaviour_logprobs, mask, config.importance_level)
-        traces = ratios.clamp(max=config.trace_cap) if config.correction == "decoupled" else torch.ones_like(ratios)
+        traces = by_token.clamp(max=config.trace_cap) if config.correction == "decoupled" else torch.ones_like(ratios)
         rollout.advantages, rollout.returns = vtrace(
             rollout.rewards, rollout.values, mask, rollout.ended, traces, config.gamma, config.lam, config.bootstrap_cut
         )
@@ -144,7 +145,7 @@ class PPOTrainerWithReplay(ppo_v1.PPOTrainer):
         if config.correction == "decoupled":
             rollout.weights = rollout.weights * ratios.clamp(max=config.importance_cap)
         if config.second_moment_limit:
-            rollout.weights = rollout.weights * second_moment_mask(ratios, mask, config.second_moment_limit)
+            rollout.weights = rollout.weights * second_moment_mask(by_token, mask, config.second_moment_limit)
         rollout.advantages = rollout.advantages * rollout.weights
         if config.correction == "coupled":
             rollout.logprobs = rollout.behaviour_logprobs

@@ -128,7 +128,9 @@ def needs(distribution: str) -> set[str]:
     return {canonicalize_name(need.name) for need in wanted if not need.marker or need.marker.evaluate({"extra": ""})}
 
 
-@pytest.mark.parametrize(("folder", "extras"), [("ppo_lib", ["book", "v1", "eight-bit", "smollm2"]), ("tests", list(EXTRAS))])
+@pytest.mark.parametrize(
+    ("folder", "extras"), [("ppo_lib", ["book", "v1", "eight-bit", "smollm2"]), ("tests", list(EXTRAS))]
+)
 def test_every_import_is_declared(folder, extras):
     """In pyproject.toml itself, or as a requirement of a package named there (traitlets of ipywidgets, say)."""
     lines = [*PROJECT["dependencies"], *(line for extra in extras for line in EXTRAS[extra])]

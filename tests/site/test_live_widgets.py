@@ -32,13 +32,31 @@ frames = [{"step": step, "responses": [row(step)]} for step in (0, 5)]
 microscope = TokenMicroscope(frames, "advantage", caption="Advantages.")
 microscope
 """,
+    """
+import itertools
+from ppo_lib.explorer import ReplayExplorer
+
+sliders = {
+    "replay_buffer_size": [16, 32], "replay_sample_size": [8, 16],
+    "max_replay_reuse": [2, 4], "staleness_threshold": [2, 4],
+}
+keys = [*sliders, "seed", "tokens", "objective", "reuse", "ess", "age", "held"]
+places = [(0, 0, 0, 0), *itertools.product(*sliders.values())]
+rows = [
+    dict(zip(keys, (*place, seed, 200 * n, 0.1 * n, 2.0, 0.5, 1.0, 8)))
+    for seed in (1, 2) for place in places for n in range(5)
+]
+about = {"sliders": sliders, "fixed": {"batch_size": 8, "learning_rate": 1e-3}, "episodes": 64}
+explorer = ReplayExplorer(rows, about, caption="Replay.")
+explorer
+""",
 ]
 KERNEL_READY = """() => {
   const session = window.jupyterapp?.shell.currentWidget?.sessionContext;
   const kernel = session?.isReady && session.session?.kernel;
   return kernel && kernel.connectionStatus === 'connected' && kernel.status === 'idle';
 }"""
-ASKS_PYTHON = "print('PYTHON', slider.value, microscope.step)"
+ASKS_PYTHON = "print('PYTHON', slider.value, microscope.step, len(explorer.runs))"
 
 
 def notebook(cells):
@@ -104,6 +122,7 @@ def page(browser, lab):
     command(page, "notebook:run-all-cells")
     page.wait_for_selector(".ppo-plot .main-svg", timeout=120_000)
     page.wait_for_selector(".ppo-token", timeout=60_000)
+    page.wait_for_selector(".ppo-button", timeout=60_000)
     yield page
     context.close()
 
@@ -116,6 +135,27 @@ def command(page, name, **options):
 def selected_cell(page):
     find = "() => [...document.querySelectorAll('.jp-Cell')].findIndex((cell) => cell.matches('.jp-mod-active'))"
     return page.evaluate(find)
+
+
+def test_button_trains_in_the_kernel_and_draws_the_run(page):
+    curves = page.locator(".ppo-panels .ppo-plot").first.locator(".scatterlayer path.js-line")
+    button = page.get_by_role("button", name="train this")
+    page.wait_for_function("() => !document.querySelector('.ppo-button').disabled", timeout=30_000)
+    page.wait_for_function("() => document.querySelectorAll('.ppo-panels .main-svg').length >= 3", timeout=30_000)
+    page.get_by_label("replay sample size").press("Home")
+    stored = curves.count()
+    button.click()
+    page.wait_for_function("() => document.querySelector('.ppo-status').innerText.startsWith('Training')")
+    assert button.is_disabled(), "a second run could be started while one is under way"
+    done = "() => document.querySelector('.ppo-status').innerText.startsWith('The last run of yours')"
+    page.wait_for_function(done, timeout=120_000)
+    page.wait_for_function(
+        "(stored) => document.querySelector('.ppo-panels .ppo-plot').querySelectorAll('path.js-line').length > stored",
+        arg=stored,
+    )
+    assert button.is_enabled()
+    label = page.locator(".ppo-panels .ppo-plot").first.get_attribute("aria-label")
+    assert "Your run, seed 0" in label
 
 
 def test_slider_redraws_by_keyboard_and_python_hears_it(page):
@@ -132,7 +172,7 @@ def test_slider_redraws_by_keyboard_and_python_hears_it(page):
     page.get_by_label("update").press("End")
     page.locator(".jp-Cell .cm-content").last.click()
     command(page, "notebook:run-cell")
-    page.wait_for_function("() => document.body.innerText.includes('PYTHON 0.9 1')", timeout=20_000)
+    page.wait_for_function("() => document.body.innerText.includes('PYTHON 0.9 1 1')", timeout=20_000)
 
 
 def test_microscope_recolours(page):

@@ -1,5 +1,6 @@
-"""Both widgets on a page without a kernel: drawn, moved, read out, coloured for light and dark, fit for a phone."""
+"""The widgets on a page without a kernel: drawn, moved, read out, coloured for light and dark, fit for a phone."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from ipywidgets.embed import dependency_state, embed_data
 
 import toc
 from ppo_lib import plots
+from ppo_lib.explorer import ReplayExplorer
 from ppo_lib.widgets import FigureSlider, TokenMicroscope
 
 NODE_MODULES = toc.ROOT / "node_modules"
@@ -225,3 +227,89 @@ def test_without_plotly_and_kernel_the_text_says_what_is_missing(widget_page):
     page.wait_for_selector(".ppo-plot p")
     assert "γ 1, λ 3" in page.locator(".ppo-plot p").inner_text(), "the alt text stands in for the plot"
     assert not page.errors, page.errors
+
+
+SLIDERS = {
+    "replay_buffer_size": [16, 256],
+    "replay_sample_size": [8, 56],
+    "max_replay_reuse": [2, 8],
+    "staleness_threshold": [2, 16],
+}
+
+
+def stored_runs():
+    """Each setting's runs cost a little less than those of the setting before; on-policy PPO's cost most."""
+    for number, place in enumerate([(0, 0, 0, 0), *itertools.product(*SLIDERS.values())]):
+        for seed, n in itertools.product((1, 2), range(6)):
+            yield dict(zip(SLIDERS, place, strict=True)) | {
+                "seed": seed, "tokens": n * (400 - 10 * number), "objective": min(0.25 * n, 1.0) + 0.01 * seed,
+                "reuse": 1 + number / 4, "ess": 0.9 - number / 40, "age": 1 + number / 20, "held": 16,
+            }  # fmt: skip
+
+
+@pytest.fixture
+def explorer_page(browser, tmp_path):
+    """Opens a page with the explorer alone, and no Python behind it."""
+    about = {"sliders": SLIDERS, "fixed": {"batch_size": 8}, "episodes": 160}
+    explorer = ReplayExplorer(list(stored_runs()), about, caption="Reuse is not efficiency.")
+    contexts = []
+
+    def open_page(width=900):
+        context = browser.new_context(viewport={"width": width, "height": 900})
+        contexts.append(context)
+        page = context.new_page()
+        page.errors = []
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.on("console", lambda message: message.type == "error" and page.errors.append(message.text))
+        page.goto(write_page(tmp_path, [explorer]))
+        page.wait_for_function("() => document.querySelectorAll('.ppo-plot .main-svg').length >= 3")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def readout(page, name):
+    return page.locator(".ppo-readout > div", has_text=name).locator("dd").inner_text()
+
+
+def test_explorer_shows_the_setting_that_its_sliders_stand_on(explorer_page):
+    page = explorer_page()
+    assert page.get_by_role("slider").count() == 4
+    for slider in page.get_by_role("slider").all():
+        slider.press("Home")
+    lowest = readout(page, "tokens to the threshold"), readout(page, "reuse")
+    assert lowest == ("1,170", "1.25")
+    labels = [plot.get_attribute("aria-label") for plot in page.locator(".ppo-plot").all()]
+    page.get_by_label("staleness threshold").press("ArrowRight")
+    assert (readout(page, "tokens to the threshold"), readout(page, "reuse")) == ("1,140", "1.5")
+    assert readout(page, "times fewer").startswith("1.05 ("), "1,200 tokens of PPO / 1,140"
+    moved = [plot.get_attribute("aria-label") for plot in page.locator(".ppo-plot").all()]
+    assert all(one != other for one, other in zip(labels, moved, strict=True)), "an alt text stands still"
+    page.get_by_label("threshold", exact=True).select_option(label="50 % of PPO’s gain (0.473)")
+    assert readout(page, "tokens to the threshold") == "760"
+    assert not page.errors, page.errors
+
+
+def test_explorer_says_why_its_button_is_off(explorer_page):
+    page = explorer_page()
+    button = page.get_by_role("button", name="train this")
+    assert button.is_disabled()
+    reason = page.locator(f"#{button.get_attribute('aria-describedby')}")
+    assert "needs Python" in reason.inner_text()
+
+
+def test_explorer_has_no_accessibility_violation_and_fits_a_phone(explorer_page):
+    page = explorer_page(width=390)
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
+    page.add_script_tag(path=str(NODE_MODULES / "axe-core/axe.min.js"))
+    for theme in ("light", "dark"):
+        page.evaluate("(theme) => { document.documentElement.dataset.theme = theme; }", theme)
+        ink = "rgb(242, 242, 242)" if theme == "dark" else "rgb(26, 26, 26)"
+        page.wait_for_function(
+            "(ink) => getComputedStyle(document.querySelector('.ppo-plot .xtick text')).fill === ink", arg=ink
+        )
+        result = page.evaluate("() => axe.run({ resultTypes: ['violations'] })")
+        found = [f"{v['id']}: {[node['html'][:120] for node in v['nodes']]}" for v in result["violations"]]
+        assert not found, f"{theme}: {found}"

@@ -82,9 +82,10 @@ def test_tables_of_curves_whose_ratio_is_known(programs, tmp_path):
         for seed in range(4):
             for i in range(41):
                 row = dict.fromkeys(program.COLUMNS, 0) | {"objective": min(1.0, pace * i / 20), "tokens": 10 * i}
-                row |= {"responses": i, "cpu": float(pace * i), "generating": 0.25 * i}
+                row |= {"responses": i, "cpu": float((pace + 0.5) * i), "generating": 0.25 * i}
                 lines.append(",".join(map(str, ("dense", arm, seed, *row.values()))))
     (tmp_path / "curves.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "evaluations.json").write_text('{"cpu_seconds": {"dense": 0.5}}')
     table = tables.analyse(tmp_path)["tasks"]["dense"]
     assert table["thresholds"] == {"50": 0.5, "75": 0.75, "90": 0.9, "100": 1.0}
     to = table["arms"]["replay"]["until"]["90"]

@@ -153,6 +153,9 @@ def test_sequence_weights_are_those_of_the_whole_response():
     batch, _ = ppo.mix(rollout, version)
     inside = [row[kept] for row, kept in zip(batch.weights, batch.mask, strict=True)]
     assert all((row == row[0]).all() for row in inside), "`importance_level` is ignored: tokens of a response differ"
+    traces = importance_ratios(batch.logprobs, batch.behaviour_logprobs, batch.mask).clamp(max=1.0)
+    _, targets = vtrace(batch.rewards, batch.values, batch.mask, batch.ended, traces, ppo.config.gamma, ppo.config.lam)
+    assert torch.allclose(batch.returns, targets, atol=1e-5), "a response's ratio cuts credit at each token"
 
 
 def test_prioritised_draws_are_corrected_in_the_weights():
@@ -260,10 +263,13 @@ def test_scores_are_those_of_fresh_responses_only():
 
 def test_replay_fades_at_the_end():
     ppo = trainer(replay_anneal=0.5, total_episodes=40)
+    ppo._last_update = 10
     sizes = [ppo.replay_size(version) for version in (1, 5, 6, 8, 10)]
     assert sizes[0] != sizes[-1], "`replay_anneal` is ignored"
     assert sizes[0] > sizes[-1], "replay fades in at the start, not out at the end"
-    assert sizes == [6, 6, 6, 4, 1]
+    assert sizes == [6, 6, 5, 2, 0], "the last update is not on policy"
+    ppo._last_update = 20  # a second call of `train`
+    assert ppo.replay_size(11) == 6, "a second `train` replays nothing"
 
 
 def test_far_rows_and_poor_weights_are_left_out():
