@@ -135,3 +135,37 @@ def test_a_token_costs_about_twice_as_much_in_small_rollouts(task):
 def test_the_best_settings_of_ppo_had_four_or_eight_epochs():
     chosen = stored.load(f"{EFFICIENCY}/frozen.json")["settings"]
     assert all(task["ppo"]["num_ppo_epochs"] in (4, 8) for task in chosen.values())
+
+
+def arms_of(task: str) -> dict:
+    return stored.load(f"{EFFICIENCY}/summary.json")["tasks"][task]["arms"]
+
+
+def against(task: str, opponent: str) -> list[float]:
+    """v2's ratio of tokens to 90 %, and its interval."""
+    return arms_of(task)["replay"]["until"]["90"][f"against_{opponent}"]
+
+
+def test_replay_pays_where_success_is_rare_and_hardly_elsewhere():
+    assert against("sparse", "ppo")[1] > 1, "the interval on reviews-sparse does not lie above 1"
+    for task in ("dense", "proxy"):
+        ratio, low, _ = against(task, "ppo")
+        assert ratio < 1.5 and low < 1.2, f"the gain on {task} is no longer small: say so on the pages"
+    assert against("sums", "ppo")[0] < 1, "tuned PPO no longer needs fewer tokens on sums: say so on the pages"
+
+
+def test_one_epoch_needs_more_tokens_on_reviews_and_not_on_sums():
+    for task in ("dense", "sparse", "proxy"):
+        assert against(task, "same")[1] > 1, task
+    assert against("sums", "same")[1] < 1
+
+
+def test_no_run_of_replay_or_tuned_ppo_collapsed():
+    for task in ("dense", "sparse", "sums", "proxy"):
+        assert [arms_of(task)[name]["collapsed"] for name in ("ppo", "replay")] == [0, 0], task
+
+
+@pytest.mark.parametrize("task", ["dense", "proxy", "sums"])
+def test_replay_took_longer_whatever_generation_costs(task):
+    times = arms_of(task)["replay"]["until"]["90"]["time_against_ppo"]
+    assert all(ratio < 1 for ratio, *_ in times.values()), f"replay is faster on {task} at some price: {times}"
