@@ -3,8 +3,8 @@
     python benchmarks/buffer_memory.py
 
 Each response length runs in processes of its own, one for each way to store. `buffer` is ppo_lib's;
-`whole` keeps each response as TRL's replay buffer for GRPO does (`trl/experimental/grpo_with_replay_buffer`): prompt and
-response with their masks as 64-bit integers, and two log-probabilities a token. Every response is as long as can
+`whole` keeps each response as TRL's replay buffer for GRPO does (`trl/experimental/grpo_with_replay_buffer`): prompt
+and response with their masks as 64-bit integers, and two log-probabilities a token. Every response is as long as can
 be, every prompt has 64 tokens. Growth is that of memory which is no file's (RssAnon), from before the first response
 to after the last.
 """

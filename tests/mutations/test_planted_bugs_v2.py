@@ -9,7 +9,7 @@ from tests.mutations.test_planted_bugs import Bug, assert_caught_and_named, asse
 from tests.unit import test_importance, test_replay, test_v2
 
 REFRESH, CREDIT = PPOTrainerWithReplay.refresh, PPOTrainerWithReplay.assign_credit
-RATIOS = "rollout.logprobs, rollout.behaviour_logprobs"
+RATIOS = " ratios = importance_ratios(rollout.logprobs, rollout.behaviour_logprobs"
 BY_HAND = test_v2.test_credit_of_a_mixed_batch_by_hand
 KEPT = "~torch.isin(old, self.best())"
 
@@ -53,7 +53,8 @@ BUGS = [
         test_importance.test_ratios_by_hand, "add up the logarithms"),
     Bug("`importance_level` ignored", CREDIT, "mask, config.importance_level)", "mask)",
         test_v2.test_sequence_weights_are_those_of_the_whole_response, "`importance_level` is ignored"),
-    Bug("π_ref under the ratio", CREDIT, RATIOS, "rollout.logprobs, rollout.ref_logprobs",
+    Bug("π_ref under the ratio", CREDIT, RATIOS,
+        " ratios = importance_ratios(rollout.logprobs, rollout.ref_logprobs",
         BY_HAND, "the weights are not π_k over μ"),
     Bug("π_θ/μ in the loss", ppo.PPOTrainer.loss, "minibatch.mask, minibatch.logprobs",
         'minibatch.mask, getattr(minibatch, "behaviour_logprobs", minibatch.logprobs)',
