@@ -63,12 +63,15 @@ def rounded(values) -> list[float]:
 def compared(runs: dict[int, Curve], baseline: dict[int, Curve], threshold: float, cost: str = "tokens") -> list[float]:
     """How many times cheaper `runs` are than `baseline` to the threshold, with its interval, on the seeds of both.
 
-    Both are followed as far as the shortest run among them: a ratio of restricted means.
+    In tokens both are followed as far as the shortest run among them: a ratio of restricted means. In time they cannot
+    be, a run of one may be over before one of the other has got anywhere: each counts as far as it went.
     """
     seeds = sorted(runs.keys() & baseline.keys())
-    horizon = min(some[s][-1][cost] for some in (runs, baseline) for s in seeds)
-    costs = [until_horizon({s: some[s] for s in seeds}, threshold, cost, horizon) for some in (baseline, runs)]
-    return rounded(ratio_interval(*costs))
+    pair = [{seed: some[seed] for seed in seeds} for some in (baseline, runs)]
+    if cost == "tokens":
+        horizon = min(curve[-1][cost] for some in pair for curve in some.values())
+        return rounded(ratio_interval(*(until_horizon(some, threshold, cost, horizon) for some in pair)))
+    return rounded(ratio_interval(*(reached(some, threshold, cost)[0] for some in pair)))
 
 
 def until(runs: dict[int, Curve], arms: dict[str, dict[int, Curve]], threshold: float) -> dict:
