@@ -17,7 +17,7 @@ FOLDER = RESULTS / "replay_explorer"
 SEEDS = (200, 201, 202, 203, 204)
 EPISODES = 256
 SLIDERS = {
-    "replay_buffer_size": (64, 128, 256),
+    "replay_buffer_size": (64, 256),
     "replay_sample_size": (8, 24, 56),
     "max_replay_reuse": (2, 8),
     "staleness_threshold": (4, 32),
