@@ -170,7 +170,19 @@ def test_one_run_of_replay_collapsed_and_none_of_tuned_ppo():
     assert not any(arm["ppo"]["collapsed"] for arm in arms.values())
 
 
-@pytest.mark.parametrize("task", ["dense", "proxy", "sums"])
+@pytest.mark.parametrize("task", ["dense", "sparse", "sums", "proxy"])
 def test_replay_took_longer_whatever_generation_costs(task):
     times = arms_of(task)["replay"]["until"]["90"]["time_against_ppo"]
     assert all(ratio < 1 for ratio, *_ in times.values()), f"replay is faster on {task} at some price: {times}"
+
+
+def test_naive_replay_needs_about_as_many_tokens_as_v2():
+    for task in ("dense", "sparse"):
+        naive, v2 = (arms_of(task)[name]["until"]["90"]["tokens"] for name in ("naive", "replay"))
+        assert abs(naive / v2 - 1) < 0.1, f"on {task} the correction makes a difference: say so on the pages"
+
+
+def test_grpo_needs_more_tokens_than_tuned_ppo():
+    for task in ("dense", "sparse", "sums", "proxy"):
+        grpo, ppo = (arms_of(task)[name]["until"]["90"]["tokens"] for name in ("grpo", "ppo"))
+        assert grpo > 1.2 * ppo, task
