@@ -220,10 +220,11 @@ class ReplayExplorer(Described):
         until = []
         for level in self.levels:
             costs, held = zip(*(cost_until(runs[seed], level) for seed in seeds), strict=True)
-            theirs = [cost_until(baseline[seed], level)[0] for seed in seeds]
+            horizon = min(some[seed][-1]["tokens"] for some in (runs, baseline) for seed in seeds)
+            ours, theirs = ([_cut_off(some[seed], level, horizon) for seed in seeds] for some in (runs, baseline))
             until.append({
                 "tokens": round(float(np.mean(costs))), "never": sum(not each for each in held), "runs": len(seeds),
-                "ratio": _short(ratio_interval(theirs, costs)) if runs is not baseline else [1, 1, 1],
+                "ratio": _short(ratio_interval(theirs, ours)) if runs is not baseline else [1, 1, 1],
             })  # fmt: skip
         return {
             "tokens": _short([row["tokens"] for row in together]),
@@ -235,6 +236,12 @@ class ReplayExplorer(Described):
             **_health(together, setting),
             "until": until,
         }
+
+
+def _cut_off(curve: Curve, level: float, horizon: float) -> float:
+    """Tokens until a run holds `level`, followed no further than `horizon`: what is compared must be cut off alike."""
+    tokens, held = cost_until(curve, level)
+    return min(tokens, horizon) if held else horizon
 
 
 def _final(curve: Curve) -> float:
