@@ -286,7 +286,7 @@ def test_explorer_shows_the_setting_that_its_sliders_stand_on(explorer_page):
         slider.press("Home")
     shows(page, tokens_to_the_threshold="1,170", reuse="1.25")
     labels = [plot.get_attribute("aria-label") for plot in page.locator(".ppo-plot").all()]
-    page.get_by_label("staleness threshold").press("ArrowRight")
+    page.get_by_role("slider", name="staleness threshold").press("ArrowRight")
     shows(page, tokens_to_the_threshold="1,140", reuse="1.5", times_fewer="1.05 (")  # 1,200 tokens of PPO / 1,140
     moved = [plot.get_attribute("aria-label") for plot in page.locator(".ppo-plot").all()]
     assert all(one != other for one, other in zip(labels, moved, strict=True)), "an alt text stands still"
