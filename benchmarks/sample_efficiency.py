@@ -47,7 +47,8 @@ TUNING_SEEDS = (1, 2, 3)  # all tries run on the first, the best of them on the 
 SEEDS = tuple(range(100, 110))  # no seed of the tuning is among them
 ABLATION_SEEDS = SEEDS[:2]
 VARIED = {"ppo": 6, "naive": 3, "replay": 3, "grpo": 0}  # tried again with another λ; GRPO has none
-FINALISTS = {"ppo": 6, "naive": 2, "replay": 2, "grpo": 2}  # tried on all tuning seeds
+WIDE = {"ppo": 11, "naive": 0, "replay": 24, "grpo": 0}  # drawn from a wider grid: PPO and replay get 53 runs each
+FINALISTS = {"ppo": 6, "naive": 2, "replay": 6, "grpo": 2}  # tried on all tuning seeds
 HEALTH = {"reuse": "efficiency/reuse_ratio", "ess": "replay/ess", "distance": "replay/kl", "age": "replay/batch_age",
           "held": "replay/size"}  # fmt: skip
 COLUMNS = ("responses", "tokens", "steps", "objective", "score", "kl", "entropy", "cpu", "generating", *HEALTH)
@@ -196,6 +197,28 @@ def candidates(family: str, task: Task) -> list[dict]:
     return drawn(8, grid)
 
 
+def wide(family: str, task: Task) -> list[dict]:
+    """Points of a grid that also varies what the first one holds fixed, learning rates beyond its edges included."""
+    rates = (task.learning_rates[0] / 2, *task.learning_rates, task.learning_rates[-1] * 2)
+    common = itertools.product((2, 4, 8), rates, (8, 16, 32), (0.95, 1.0), (True, False))
+    names = ("num_ppo_epochs", "learning_rate", "batch_size", "lam", "whiten_advantages")
+    shared = [dict(zip(names, values, strict=True)) for values in common]
+    if family == "ppo":
+        grid = (
+            s | {"minibatch_size": s["batch_size"] // parts, "cliprange": clip}
+            for s, parts, clip in itertools.product(shared, (1, 2), (0.2, 0.3))
+        )
+    else:
+        grid = (
+            s | {"replay_sample_size": times * s["batch_size"], "minibatch_size": (1 + times) * s["batch_size"] // parts,
+                 "replay_recency": recency, "replay_keep_best": kept, "max_replay_reuse": reuse}
+            for s, times, parts, recency, kept, reuse in itertools.product(
+                shared, (1, 3), (1, 2), (2.0, 8.0, None), (0.0, 0.05), (2, 8)
+            )
+        )  # fmt: skip
+    return drawn(WIDE[family], grid)
+
+
 def drawn(tries: int, grid: Iterable[dict]) -> list[dict]:
     """So many points of a grid, the same ones each time."""
     points = list(grid)
@@ -274,7 +297,8 @@ def tries_of(stage: str, family: str, task: Task, tried: list[dict]) -> list[dic
     """The settings to run in a stage of the tuning, from what the family's earlier ones have shown.
 
     "first": points of a grid. "varied": the best of them with λ = 1 in GAE. "nearby": for replay alone, one change at
-    a time to its best; with these it tries 17 settings, PPO 30. "finalists": the best on further seeds.
+    a time to its best. "wide": points of a wider grid; with these replay and PPO try 41 settings each. "finalists": the
+    best on further seeds.
     """
     tried = sorted((r for r in tried if r["seed"] == TUNING_SEEDS[0]), key=lambda row: row["mean"], reverse=True)
     first = candidates(family, task)
@@ -286,6 +310,8 @@ def tries_of(stage: str, family: str, task: Task, tried: list[dict]) -> list[dic
     if stage == "nearby":
         best = [row["settings"] for row in tried if row["settings"] in first + varied]
         return [best[0] | change for change in NEARBY] if family == "replay" else []
+    if stage == "wide":
+        return wide(family, task) if WIDE[family] else []
     return [row["settings"] for row in tried[: FINALISTS[family]]]
 
 
@@ -295,7 +321,7 @@ def tune(arguments) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     names = [name for name in arguments.tasks if not TASKS[name].tuned_on]
-    for stage in ("first", "varied", "nearby", "finalists"):
+    for stage in ("first", "varied", "nearby", "wide", "finalists"):
         tried = read_tried(path)
         jobs = []
         for name, family in itertools.product(names, FAMILIES):

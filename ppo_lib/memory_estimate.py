@@ -161,7 +161,8 @@ class ShapesOnly(PPOTrainer):
             watch.see(tensor, "activations")
         with watch, torch.no_grad(), self.autocast():
             output = self.policy(**inputs, past_key_values=cache, use_cache=True)
-            draw(torch.log_softmax(output.logits[:, -1].float() / self.config.temperature, dim=-1), None)
+            logprobs = torch.log_softmax(output.logits[:, -1].float() / self.config.temperature, dim=-1)
+            draw(logprobs, torch.zeros(size, 1, dtype=torch.float64))
         kept = sum(map(nbytes, entries(output.past_key_values)))
         others = Counter(watch.peak)["activations"]
         return watch.peak | {"activations": max(others - kept, 0), "kv_cache": min(kept, others)}

@@ -1,6 +1,7 @@
 """The networks: policy (any causal language model), critic (its trunk with a value head), frozen reference."""
 
 import copy
+import functools
 import inspect
 import pickle
 import shutil
@@ -17,13 +18,23 @@ CRITIC_FOLDER = "critic"
 VALUE_HEAD_FILE = "value_head.safetensors"
 
 
+def takes(model: nn.Module, argument: str) -> bool:
+    """Whether the forward pass of `model` has an argument of this name."""
+    return argument in _arguments_of(type(model))
+
+
+@functools.cache
+def _arguments_of(model_class: type) -> frozenset[str]:
+    return frozenset(inspect.signature(model_class.forward).parameters)
+
+
 def model_inputs(model: nn.Module, tokens: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
     """Arguments of `model.forward` for `tokens` [B, L], the last L places of left-padded `attention_mask` [B, L' ≥ L].
 
     The first real token of a row has position 0.
     """
     inputs = {"input_ids": tokens, "attention_mask": attention_mask}
-    if "position_ids" in inspect.signature(model.forward).parameters:
+    if takes(model, "position_ids"):
         inputs["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
     return inputs
 
@@ -149,7 +160,7 @@ def prepare_policy(policy: PreTrainedModel) -> None:
         raise ValueError(f"the policy's weights are {policy.dtype}, which lose small updates: pass model.float()")
     if not any(parameter.requires_grad for parameter in policy.parameters()):
         raise ValueError("all weights of the policy are frozen, nothing could be learned: model.requires_grad_(True)")
-    if "past_key_values" not in inspect.signature(policy.forward).parameters:
+    if not takes(policy, "past_key_values"):
         raise ValueError(f"{type(policy).__name__} keeps no key-value cache, which sampling needs: use another model")
     try:
         policy.generation_config.validate(strict=True)

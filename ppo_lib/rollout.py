@@ -8,7 +8,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ppo_lib.decoding import decoder_for
 from ppo_lib.models import Critic, model_inputs
+
+SHARE_THAT_STAYS = 0.75  # finished texts leave the batch together, once fewer than this share go on
 
 
 @dataclass
@@ -122,10 +125,12 @@ def eos_token_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     return sorted({tokenizer.eos_token_id, *configured} - {None})
 
 
-def draw(logprobs: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One sample from each row of `logprobs` [B, V] by inverting its cumulative distribution: [B]."""
-    cumulative = logprobs.double().exp().cumsum(dim=-1)
-    uniform = torch.rand(len(logprobs), 1, generator=generator, dtype=torch.float64).to(logprobs.device)
+def draw(logprobs: Tensor, uniform: Tensor) -> Tensor:
+    """One token from each row of `logprobs` [B, V], by inverting its cumulative distribution at `uniform` [B, 1]: [B].
+
+    `uniform` is in double precision, and so is the distribution: rare tokens keep their share.
+    """
+    cumulative = logprobs.exp().cumsum(dim=-1, dtype=torch.float64)
     token = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
     return token.squeeze(-1).clamp(max=logprobs.shape[-1] - 1)
 
@@ -157,26 +162,32 @@ def sample(
         greedy: take the most probable token instead of sampling.
     """
     prompt_ids, prompt_mask = (x.to(policy.device) for x in encode_prompts(tokenizer, prompts))
-    eos = torch.tensor(eos_token_ids(policy, tokenizer), device=policy.device)
-    attention_mask = prompt_mask.long()
-    inputs = model_inputs(policy, prompt_ids, attention_mask)
-    running = torch.ones(len(prompts), dtype=torch.bool, device=policy.device)
-    cache, ids, masks, logps = None, [], [], []
-    for _ in range(max_new_tokens):
-        output = policy(**inputs, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
-        step_logprobs = torch.log_softmax(output.logits[:, -1].float() / temperature, dim=-1)  # [B, V]
-        token = step_logprobs.argmax(dim=-1) if greedy else draw(step_logprobs, generator)  # [B]
+    device, count = policy.device, len(prompts)
+    eos = torch.tensor(eos_token_ids(policy, tokenizer), device=device)
+    response_ids = torch.full((count, max_new_tokens), tokenizer.pad_token_id, device=device)
+    mask = torch.zeros(count, max_new_tokens, dtype=torch.bool, device=device)
+    logprobs = torch.zeros(count, max_new_tokens, device=device)
+    decoder = decoder_for(policy)(policy, prompt_ids, prompt_mask, max_new_tokens)
+    rows = torch.arange(count, device=device)  # the texts that the decoder still has
+    running = torch.ones(count, dtype=torch.bool, device=device)  # which of them go on
+    ended = torch.ones(count, dtype=torch.bool, device=device)
+    for t in range(max_new_tokens):
+        uniform = torch.rand(count, 1, generator=generator, dtype=torch.float64).to(device)
+        step_logprobs = torch.log_softmax(decoder.logits.float() / temperature, dim=-1)  # [b, V]
+        token = step_logprobs.argmax(dim=-1) if greedy else draw(step_logprobs, uniform[rows])  # [b]
         token = torch.where(running, token, tokenizer.pad_token_id)
-        ids.append(token)
-        masks.append(running)
-        logps.append(step_logprobs.gather(1, token[:, None]).squeeze(1).masked_fill(~running, 0.0))
-        attention_mask = torch.cat([attention_mask, running[:, None].long()], dim=1)
-        running = running & ~torch.isin(token, eos)
-        if not running.any():
+        response_ids[rows, t], mask[rows, t] = token, running
+        logprobs[rows, t] = step_logprobs.gather(1, token[:, None]).squeeze(1).masked_fill(~running, 0.0)
+        running = running & (token[:, None] != eos).all(dim=1)
+        going = int(running.sum())
+        if going == 0 or t + 1 == max_new_tokens:
             break
-        inputs = model_inputs(policy, token[:, None], attention_mask)
-    response_ids, mask = torch.stack(ids, dim=1), torch.stack(masks, dim=1)
+        if going <= SHARE_THAT_STAYS * len(rows):
+            decoder.keep(running.nonzero().flatten())
+            rows, token, running = rows[running], token[running], running[running]
+        decoder.append(token)
+    ended[rows] = ~running
+    response_ids, mask, logprobs = response_ids[:, : t + 1], mask[:, : t + 1], logprobs[:, : t + 1]
     prompt_rows = [row[kept] for row, kept in zip(prompt_ids, prompt_mask, strict=True)]
     response_rows = [row[kept] for row, kept in zip(response_ids, mask, strict=True)]
     return Rollout(
@@ -186,8 +197,8 @@ def sample(
         prompt_mask=prompt_mask,
         response_ids=response_ids,
         mask=mask,
-        ended=~running,
-        logprobs=torch.stack(logps, dim=1),
+        ended=ended,
+        logprobs=logprobs,
     )
 
 
