@@ -83,15 +83,15 @@ CASES = {
         bug=(estimators.token_rewards, "mask.sum(dim=1) - 1", "mask.sum(dim=1) * 0 + mask.shape[1] - 1")
     ),
     "mean_over_padding": Case(bug=(estimators.masked_mean, "/ mask.sum()", "/ mask.numel()")),
-    "mask_with_padding": Case(bug=(rollout.sample, "masks.append(running)", "masks.append(running | True)")),
+    "mask_with_padding": Case(bug=(rollout.sample, "mask[:, : t + 1],", "mask[:, : t + 1] | True,")),
     "logits_off_by_one": Case(
         bug=(rollout.response_logits, "rollout.prompt_ids.shape[1] - 1 : -1", "rollout.prompt_ids.shape[1] :")
     ),
     "old_logprobs_recomputed": Case(
         bug=(
             PPOTrainer.loss,
-            "logprobs = logprobs_of(logits, minibatch.response_ids)",
-            "logprobs = logprobs_of(logits, minibatch.response_ids)\n    old = logprobs.detach()",
+            "logprobs, entropies, values = self.predictions(minibatch)",
+            "logprobs, entropies, values = self.predictions(minibatch)\n    old = logprobs.detach()",
         )
     ),
     "loss_sign": Case(bug=(losses.policy_loss, "return -masked_mean", "return masked_mean")),

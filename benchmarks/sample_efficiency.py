@@ -210,7 +210,8 @@ def wide(family: str, task: Task) -> list[dict]:
         )
     else:
         grid = (
-            s | {"replay_sample_size": times * s["batch_size"], "minibatch_size": (1 + times) * s["batch_size"] // parts,
+            s | {"replay_sample_size": times * s["batch_size"],
+                 "minibatch_size": (1 + times) * s["batch_size"] // parts,
                  "replay_recency": recency, "replay_keep_best": kept, "max_replay_reuse": reuse}
             for s, times, parts, recency, kept, reuse in itertools.product(
                 shared, (1, 3), (1, 2), (2.0, 8.0, None), (0.0, 0.05), (2, 8)

@@ -207,7 +207,9 @@ class PPOConfigV1(PPOConfig):
     # memory
     mixed_precision: Precision = "no"  # of the forward passes; weights stay as they are
     activation_checkpointing: bool = False  # recompute activations in the backward pass
+    share_trunk: bool = False  # the critic is a value head on the policy's own trunk, not a network of its own
     response_logits_only: bool = False  # no logits for prompt tokens
+    logits_chunk: PositiveInt | None = None  # response tokens whose logits exist at a time; None takes all at once
     lora_rank: PositiveInt | None = None  # train adapters of this rank instead of all weights
     lora_alpha: PositiveFloat = 32.0  # adapters are scaled by lora_alpha / lora_rank
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights that adapters leave frozen

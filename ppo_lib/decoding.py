@@ -70,10 +70,8 @@ class LlamaDecoder(Decoder):
         self.length = prompt_ids.shape[1]
         filled = self.cache.layers
         rows, groups, _, self.head_dim = filled[0].keys.shape
-        self.keys, self.values = (
-            torch.zeros(len(filled), rows, groups, self.length + room, self.head_dim, dtype=like.dtype, device=like.device)
-            for like in (filled[0].keys, filled[0].values)
-        )  # fmt: skip
+        shape = (len(filled), rows, groups, self.length + room, self.head_dim)
+        self.keys, self.values = filled[0].keys.new_zeros(shape), filled[0].values.new_zeros(shape)
         for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
             keys[:, :, : self.length], values[:, :, : self.length] = filled[layer].keys, filled[layer].values
         self.cache = None

@@ -47,8 +47,10 @@ def value_clip_fraction(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange_value: float
 ) -> Tensor:
     """Share of tokens where the clipped value has the larger error, so that the value's gradient is removed."""
-    clipped = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
-    return masked_mean(((clipped - returns) ** 2 > (values - returns) ** 2).float(), mask)
+    moved = values - old_values
+    clipped = old_values + moved.clamp(-cliprange_value, cliprange_value)
+    stopped = (moved.abs() > cliprange_value) & ((clipped - returns) ** 2 > (values - returns) ** 2)
+    return masked_mean(stopped.float(), mask)
 
 
 def entropy_of(logits: Tensor) -> Tensor:

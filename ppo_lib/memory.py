@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ppo_lib.models import Critic, model_inputs
-from ppo_lib.rollout import Rollout
+from ppo_lib.losses import entropy_of
+from ppo_lib.models import Critic, model_inputs, takes
+from ppo_lib.rollout import Rollout, logprobs_of
 
 
 def checkpoint_activations(model: nn.Module) -> None:
@@ -103,13 +103,55 @@ def freeze_in(model: nn.Module, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
+def response_states(policy: PreTrainedModel, rollout: Rollout) -> Tensor:
+    """What the head of `policy` makes logits of, before each response token and after the last: [B, T+1, D]."""
+    inputs = model_inputs(policy, rollout.tokens, rollout.attention_mask)
+    output = policy(**inputs, use_cache=False, logits_to_keep=1, output_hidden_states=True)
+    return output.hidden_states[-1][:, rollout.prompt_ids.shape[1] - 1 :]
+
+
+@torch.no_grad()
+def check_head(policy: PreTrainedModel) -> None:
+    """Raise ValueError where the logits of `policy` are not simply what its head makes of its last states."""
+    token = torch.zeros(1, 1, dtype=torch.long, device=policy.device)
+    output = policy(token, output_hidden_states=True)
+    of_head = policy.get_output_embeddings()(output.hidden_states[-1])
+    if not takes(policy, "logits_to_keep") or not torch.allclose(output.logits, of_head, rtol=1e-3, atol=1e-3):
+        raise ValueError(
+            f"{type(policy).__name__} does more to its logits than its head, or computes all of them or none: set "
+            "share_trunk=False and logits_chunk=None"
+        )
+
+
+def token_predictions(
+    head: nn.Module, states: Tensor, actions: Tensor, temperature: float, chunk: int | None, entropy_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """log π(a_t) of `actions` [B, T] and the entropy of π, after `states` [B, T, D]: [B, T] each.
+
+    With a `chunk`, the logits of so many tokens are in memory at a time; the backward pass computes them again.
+    """
+
+    def work(part: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head(part).float() / temperature
+        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+            entropies = entropy_of(logits)
+        return logprobs_of(logits, taken), entropies
+
+    if chunk is None:
+        return work(states, actions)
+    pairs = zip(states.flatten(0, 1).split(chunk), actions.flatten().split(chunk), strict=True)
+    parts = [checkpoint(work, part, taken, use_reentrant=False) for part, taken in pairs]
+    logprobs, entropies = (torch.cat(column).view_as(actions) for column in zip(*parts, strict=True))
+    return logprobs, entropies
+
+
 def response_logits_only(policy: PreTrainedModel, rollout: Rollout, temperature: float = 1.0) -> Tensor:
     """The numbers of `rollout.response_logits` [B, T, V] without logits for prompt tokens, which nobody needs.
 
     Raises:
         ValueError: the model cannot leave logits out.
     """
-    if "logits_to_keep" not in inspect.signature(policy.forward).parameters:
+    if not takes(policy, "logits_to_keep"):
         raise ValueError(f"{type(policy).__name__} computes all logits or none: set response_logits_only=False")
     inputs = model_inputs(policy, rollout.tokens, rollout.attention_mask)
     kept = rollout.response_ids.shape[1] + 1

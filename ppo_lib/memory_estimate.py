@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, Cache, LlamaConfig, PretrainedConfig, Qwen2Config
 
 from ppo_lib.config import PPOConfigV1
-from ppo_lib.models import Critic, model_inputs
+from ppo_lib.models import model_inputs
 from ppo_lib.ppo_v1 import PPOTrainer
 from ppo_lib.rollout import Rollout, draw
 
@@ -102,7 +102,7 @@ class ShapesOnly(PPOTrainer):
         self.config, self.device = config, torch.device("cpu")
         with torch.device("meta"):
             self.policy = AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
-            self.critic = Critic.from_policy(self.policy)
+            self.critic = self.make_critic(None)
             self.reference = self.make_reference(None)
         for network in (self.policy, self.critic, self.reference):
             network.eval()

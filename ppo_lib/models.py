@@ -73,6 +73,28 @@ class Critic(nn.Module):
         return critic
 
 
+class HeadOnTrunk(Critic):
+    """V(s) from the policy's own trunk: the value head is its only weight, so one pass gives logits and values.
+
+    Args:
+        policy: whose trunk it is.
+        critic: an earlier critic; its head is taken over where its trunk is the policy's.
+    """
+
+    def __init__(self, policy: PreTrainedModel, critic: Critic | None = None):
+        super().__init__(policy.base_model)
+        trunk = self._modules.pop("trunk")
+        object.__setattr__(self, "trunk", trunk)  # no module of its own: weights are counted and trained once
+        if critic is not None:
+            pairs = zip(critic.trunk.parameters(), trunk.parameters(), strict=True)
+            if all(torch.equal(theirs, ours) for theirs, ours in pairs):
+                self.value_head = critic.value_head
+
+    def values(self, states: Tensor) -> Tensor:
+        """Values [B, L] from the trunk's last states [B, L, D]."""
+        return self.value_head(states.to(self.value_head.weight.dtype)).squeeze(-1).float()
+
+
 def load_policy(
     name: str, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -99,15 +121,15 @@ def load_policy(
         raise ValueError(f"`model`={name!r} has no tokenizer that can be loaded: pass `tokenizer=…`") from error
 
 
-def load_critic(folder: str, policy: PreTrainedModel) -> Critic:
-    """The critic saved beside a policy in `folder`; a new one from the policy's trunk where there is none.
+def load_critic(folder: str) -> Critic | None:
+    """The critic saved beside a policy in `folder`; None where there is none.
 
     Raises:
         ValueError: there is one, but it is damaged.
     """
     saved = Path(folder) / CRITIC_FOLDER
     if not saved.is_dir():
-        return Critic.from_policy(policy)
+        return None
     try:
         return Critic.from_pretrained(saved)
     except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:

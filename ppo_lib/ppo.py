@@ -110,9 +110,13 @@ class PPOTrainer:
             policy, tokenizer, reward = world.model, tokenizer or world.tokenizer, reward or world.reward
         else:
             policy, tokenizer = load_policy(name, tokenizer)
-            critic = critic or load_critic(name, policy)
+            critic = critic or load_critic(name)
         self.policy, self.tokenizer, self.reward = policy, tokenizer, as_reward(reward)
-        self.critic = critic or Critic.from_policy(policy)
+        self.critic = self.make_critic(critic)
+
+    def make_critic(self, critic: Critic | None) -> Critic:
+        """The critic that was given or saved beside the policy; else one from a copy of the policy's trunk."""
+        return critic or Critic.from_policy(self.policy)
 
     def make_reference(self, reference: PreTrainedModel | None) -> PreTrainedModel:
         """The frozen π_ref: the model that was given, or a copy of the policy as it is now."""
@@ -121,7 +125,7 @@ class PPOTrainer:
     def make_optimizer(self) -> torch.optim.Optimizer:
         """One AdamW over policy and critic."""
         parameters = [*self.policy.parameters(), *self.critic.parameters()]
-        return torch.optim.AdamW(parameters, lr=self.config.learning_rate, weight_decay=0.0)
+        return torch.optim.AdamW(parameters, lr=self.config.learning_rate, weight_decay=0.0, fused=True)
 
     def train(
         self,
@@ -229,10 +233,14 @@ class PPOTrainer:
         """Logits of `model` at the response tokens, at the run's temperature: [B, T, V]."""
         return response_logits(model, rollout, self.config.temperature)
 
+    def logprobs(self, model: PreTrainedModel, rollout: Rollout) -> Tensor:
+        """log π(a_t) under `model`: [B, T], zero outside the mask."""
+        logprobs = logprobs_of(self.logits(model, rollout), rollout.response_ids)
+        return logprobs.masked_fill(~rollout.mask, 0.0)
+
     def reference_logprobs(self, rollout: Rollout) -> Tensor:
         """log π_ref(a_t): [B, T]."""
-        logprobs = logprobs_of(self.logits(self.reference, rollout), rollout.response_ids)
-        return logprobs.masked_fill(~rollout.mask, 0.0)
+        return self.logprobs(self.reference, rollout)
 
     def values(self, rollout: Rollout) -> Tensor:
         """V(s_t) before each response token and after the last: [B, T+1]."""
@@ -248,16 +256,16 @@ class PPOTrainer:
         for _ in range(self.config.num_ppo_epochs):
             order = torch.randperm(len(rollout), generator=self.generator)
             for index in order.split(self.config.step_size):
-                yield rollout.select(index)
+                yield rollout.select(index).trimmed()
 
     def step(self, minibatch: Rollout) -> Metrics:
         """One optimiser step; the gradients of policy and critic are clipped separately."""
+        self.optimizer.zero_grad(set_to_none=True)
         loss, metrics = self.loss(minibatch)
         if not loss.isfinite():
             raise FloatingPointError(
                 f"the loss is {loss.item()} in update {len(self.history) + 1}: lower `learning_rate` or the scores"
             )
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         limit = self.config.max_grad_norm
         metrics["policy/grad_norm"] = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), limit)
@@ -265,16 +273,22 @@ class PPOTrainer:
         self.optimizer.step()
         return {name: float(value) for name, value in metrics.items()}
 
+    def predictions(self, minibatch: Rollout) -> tuple[Tensor, Tensor, Tensor]:
+        """log π_θ(a_t), the entropy of π_θ and V_θ(s_t) at each response token, with gradients: [B, T] each."""
+        logits = self.logits(self.policy, minibatch)
+        logprobs = logprobs_of(logits, minibatch.response_ids)
+        with torch.set_grad_enabled(self.config.entropy_coef > 0 and torch.is_grad_enabled()):  # else only watched
+            entropies = entropy_of(logits)
+        return logprobs, entropies, self.values(minibatch)[:, :-1]
+
     def loss(self, minibatch: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
         """The PPO loss of a minibatch, and its metrics: policy + vf_coef · value − entropy_coef · entropy."""
         config, mask, old = self.config, minibatch.mask, minibatch.logprobs
-        logits = self.logits(self.policy, minibatch)
-        logprobs = logprobs_of(logits, minibatch.response_ids)
-        values = self.values(minibatch)[:, :-1]
+        logprobs, entropies, values = self.predictions(minibatch)
         old_values = minibatch.values[:, :-1]
         policy = policy_loss(logprobs, old, minibatch.advantages, mask, config.cliprange)
         value = value_loss(values, old_values, minibatch.returns, mask, config.cliprange_value)
-        entropy = masked_mean(entropy_of(logits), mask)
+        entropy = masked_mean(entropies, mask)
         loss = policy + config.vf_coef * value - config.entropy_coef * entropy
         with torch.no_grad():
             ratio = (logprobs - old).exp()

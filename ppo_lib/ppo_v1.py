@@ -23,7 +23,7 @@ from ppo_lib.config import PPOConfigV1
 from ppo_lib.data import PPODataset, as_dataset
 from ppo_lib.evaluation import Best, evaluate
 from ppo_lib.memory import FittingSize
-from ppo_lib.models import save_models
+from ppo_lib.models import Critic, HeadOnTrunk, save_models
 from ppo_lib.ppo import Metrics
 from ppo_lib.rewards import RewardFunction, RewardModel, as_reward
 from ppo_lib.rollout import Rollout, concatenate
@@ -71,6 +71,8 @@ class PPOTrainer(ppo.PPOTrainer):
             config = resume.settings(self.config_class, state, config, others)
         super().__init__(model, reward, config=config, **others)
         config = self.config
+        if config.share_trunk or config.logits_chunk:
+            memory.check_head(self.policy)
         self.accelerator = self._make_accelerator()
         self.eval_reward = as_reward(eval_reward) if eval_reward else self.reward
         if isinstance(self.eval_reward, RewardModel):
@@ -95,20 +97,27 @@ class PPOTrainer(ppo.PPOTrainer):
 
     # models and optimiser
 
+    def make_critic(self, critic: Critic | None) -> Critic:
+        """v0's; with `share_trunk`, a value head on the policy's own trunk."""
+        return HeadOnTrunk(self.policy, critic) if self.config.share_trunk else super().make_critic(critic)
+
     def make_reference(self, reference: PreTrainedModel | None) -> PreTrainedModel:
         """v0's; with adapters, the policy itself with its adapters off."""
         config = self.config
         if config.lora_rank:
-            memory.add_adapters(self.policy, config.lora_rank, config.lora_alpha, config.seed)
-            memory.add_adapters(self.critic.trunk, config.lora_rank, config.lora_alpha, config.seed)
+            for trunk in self._trunks():
+                memory.add_adapters(trunk, config.lora_rank, config.lora_alpha, config.seed)
             memory.freeze_in(self.policy, getattr(torch, config.frozen_dtype))
             memory.freeze_in(self.critic, getattr(torch, config.frozen_dtype))
             reference = reference or self.policy
         reference = super().make_reference(reference)
         if config.activation_checkpointing:
-            memory.checkpoint_activations(self.policy)
-            memory.checkpoint_activations(self.critic)
+            for trunk in self._trunks():
+                memory.checkpoint_activations(trunk)
         return reference
+
+    def _trunks(self) -> list[PreTrainedModel]:
+        return [self.policy] if self.config.share_trunk else [self.policy, self.critic.trunk]
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         if self.config.optimizer == "adamw":
@@ -276,6 +285,31 @@ class PPOTrainer(ppo.PPOTrainer):
         with self.autocast():
             return response_logits(model, rollout, self.config.temperature)
 
+    def logprobs(self, model: PreTrainedModel, rollout: Rollout) -> Tensor:
+        if not self.config.logits_chunk:
+            return super().logprobs(model, rollout)
+        with self.autocast():
+            states = memory.response_states(model, rollout)
+            return self._of_head(model, states, rollout)[0].masked_fill(~rollout.mask, 0.0)
+
+    def predictions(self, minibatch: Rollout) -> tuple[Tensor, Tensor, Tensor]:
+        """v0's; with `share_trunk` or `logits_chunk`, from the states that the policy's head sees."""
+        config = self.config
+        if not config.share_trunk and not config.logits_chunk:
+            return super().predictions(minibatch)
+        with self.autocast():
+            states = memory.response_states(self.policy, minibatch)
+            values = self.critic.values(states) if config.share_trunk else self.values(minibatch)
+            return *self._of_head(self.policy, states, minibatch), values[:, :-1]
+
+    def _of_head(self, model: PreTrainedModel, states: Tensor, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """log π(a_t) and entropy, [B, T] each, from `memory.response_states`."""
+        config = self.config
+        return memory.token_predictions(
+            model.get_output_embeddings(), states[:, :-1], rollout.response_ids, config.temperature,
+            config.logits_chunk, config.entropy_coef > 0,
+        )  # fmt: skip
+
     def values(self, rollout: Rollout) -> Tensor:
         with self.autocast():
             return self._in_parts(super().values, rollout)
@@ -328,8 +362,9 @@ class PPOTrainer(ppo.PPOTrainer):
         """Add up the gradients of micro-batches of `size` responses, each weighted by its share of the tokens."""
         self.optimizer.zero_grad(set_to_none=True)
         parts, counts = [], []
-        for rows in torch.arange(len(minibatch)).split(size):
-            micro = minibatch if len(rows) == len(minibatch) else minibatch.select(rows)
+        by_length = minibatch.lengths.argsort()  # so that little of a micro-batch is padding
+        for rows in by_length.split(size):
+            micro = minibatch if len(rows) == len(minibatch) else minibatch.select(rows).trimmed()
             loss, metrics = self.loss(micro)
             self.accelerator.backward(loss * (micro.mask.sum() / minibatch.mask.sum()))
             parts.append(metrics)

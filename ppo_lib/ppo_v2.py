@@ -5,6 +5,7 @@ the policy that sampled a response. On fresh responses μ = π_k, all weights ar
 """
 
 import math
+from functools import partial
 
 import torch
 
@@ -16,7 +17,7 @@ from ppo_lib.estimators import token_rewards, whiten
 from ppo_lib.importance import effective_sample_size, importance_ratios, second_moment_mask, vtrace
 from ppo_lib.ppo import Metrics
 from ppo_lib.replay import ReplayBuffer, ReplayRollout
-from ppo_lib.rollout import Rollout, concatenate, logprobs_of
+from ppo_lib.rollout import Rollout, concatenate
 
 __all__ = ["PPODataset", "PPOTrainerWithReplay", "ReplayConfig"]
 
@@ -99,7 +100,7 @@ class PPOTrainerWithReplay(ppo_v1.PPOTrainer):
     def refresh(self, replayed: ReplayRollout) -> tuple[ReplayRollout | None, Metrics]:
         """Fill in π_k's log-probabilities and values, and leave out rows that are too far from π_k."""
         config = self.config
-        replayed.logprobs = self._in_parts(self.policy_logprobs, replayed)
+        replayed.logprobs = self._in_parts(partial(self.logprobs, self.policy), replayed)
         distance = replayed.behaviour_logprobs - replayed.logprobs
         kl = distance.masked_fill(~replayed.mask, 0.0).sum(dim=1) / replayed.lengths  # [B], nats per token
         near = kl.abs() <= (config.max_replay_kl or math.inf)
@@ -121,11 +122,6 @@ class PPOTrainerWithReplay(ppo_v1.PPOTrainer):
             "replay/batch_age": replayed.ages.float().mean().item(),
         }
         return (replayed if ess >= config.min_ess else None), seen
-
-    def policy_logprobs(self, rollout: Rollout):
-        """log π_k(a_t): [B, T]."""
-        logprobs = logprobs_of(self.logits(self.policy, rollout), rollout.response_ids)
-        return logprobs.masked_fill(~rollout.mask, 0.0)
 
     def assign_credit(self, rollout: Rollout) -> None:
         """v1's on fresh rollouts; on mixed ones, V-trace targets and advantages weighted by min(π_k/μ, C)."""

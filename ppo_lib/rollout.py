@@ -62,19 +62,31 @@ class Rollout:
         fields = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            fields[field.name] = (
-                on_tensor(value) if isinstance(value, Tensor) else on_list(value) if isinstance(value, list) else value
-            )
+            if isinstance(value, Tensor):
+                value = on_tensor(field.name, value)
+            fields[field.name] = on_list(value) if isinstance(value, list) else value
         return type(self)(**fields)
 
     def to(self, device: torch.device | str) -> "Rollout":
         """The same rollout with its tensors on `device`."""
-        return self._map(lambda tensor: tensor.to(device), list)
+        return self._map(lambda _, tensor: tensor.to(device), list)
 
     def select(self, index: Tensor) -> "Rollout":
         """The rows `index` [b] of every field."""
         rows = index.tolist()
-        return self._map(lambda tensor: tensor[index.to(tensor.device)], lambda texts: [texts[row] for row in rows])
+        return self._map(lambda _, tensor: tensor[index.to(tensor.device)], lambda texts: [texts[row] for row in rows])
+
+    def trimmed(self) -> "Rollout":
+        """The same rollout without the columns in which no row has a token: nothing is computed for them."""
+        before = self.prompt_mask.shape[1] - int(self.prompt_mask.sum(dim=1).max())
+        after = self.mask.shape[1] - int(self.lengths.max())
+
+        def on_tensor(name: str, tensor: Tensor) -> Tensor:
+            if name.startswith("prompt_"):
+                return tensor[:, before:]
+            return tensor[:, : tensor.shape[1] - after] if tensor.ndim == 2 else tensor
+
+        return self._map(on_tensor, list)
 
 
 def concatenate(rollouts: list[Rollout], pad_token_id: int) -> Rollout:

@@ -65,7 +65,8 @@ def test_micro_batches_weigh_as_much_as_they_have_tokens():
     whole_metrics = ppo.accumulate(rows, 2)
     whole = gradients(ppo)
     split_metrics = ppo.accumulate(rows, 1)
-    assert torch.allclose(gradients(ppo), whole, rtol=1e-3, atol=1e-6), "accumulation takes a mean of means"
+    error = (gradients(ppo) - whole).abs().max() / whole.abs().max()
+    assert error < 1e-6, f"accumulation takes a mean of means: the gradient is off by {error:.1e}"
     mine, expected = (metrics["loss/value_avg"].item() for metrics in (split_metrics, whole_metrics))
     assert mine == pytest.approx(expected, rel=1e-4), "metrics of micro-batches are not weighted by their tokens"
 

@@ -112,7 +112,7 @@ def test_the_program_tunes_runs_goes_on_and_repeats(programs, tmp_path, monkeypa
     ones = dict.fromkeys(program.FAMILIES, 1)
     for name, value in {
         "FOLDER": tmp_path, "TASKS": {"dense": task}, "SEEDS": (7, 8), "ABLATION_SEEDS": (7, 8),
-        "FINALISTS": ones, "VARIED": ones,
+        "FINALISTS": ones, "VARIED": ones, "WIDE": dict.fromkeys(program.FAMILIES, 0),
         "TUNING_SEEDS": (1, 2), "ABLATIONS": {"no replay": {"replay_sample_size": 0}}, "EVERY": 16,
         "candidates": lambda family, task: tries[family],
         "in_parallel": lambda jobs, workers: map(program.work, jobs),
@@ -148,5 +148,12 @@ def test_tuning_seeds_are_not_counted_seeds(programs):
     program, _ = programs
     assert not set(program.TUNING_SEEDS) & set(program.SEEDS), "the settings were chosen on seeds that count"
     assert len(program.SEEDS) >= 10
-    tries = {family: len(program.candidates(family, program.TASKS["dense"])) for family in program.FAMILIES}
-    assert tries["ppo"] == max(tries.values()), "on-policy PPO is tuned less than another family"
+    task, further = program.TASKS["dense"], len(program.TUNING_SEEDS) - 1
+    runs = {
+        family: len(program.candidates(family, task)) + program.VARIED[family] + program.WIDE[family]
+        + further * program.FINALISTS[family] + (len(program.NEARBY) if family == "replay" else 0)
+        for family in program.FAMILIES
+    }  # fmt: skip
+    assert runs["ppo"] == max(runs.values()), f"on-policy PPO is tuned less than another family: {runs}"
+    for family in ("ppo", "replay"):
+        assert len({json.dumps(s) for s in program.wide(family, task)}) == program.WIDE[family]

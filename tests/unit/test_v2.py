@@ -92,7 +92,7 @@ def test_replayed_rows_are_seen_by_the_current_policy_and_critic():
     replayed, _ = ppo.refresh(ppo.buffer.sample(6, version, ppo.generator))
     mask = replayed.mask
     with torch.no_grad():
-        now, values = ppo.policy_logprobs(replayed), ppo.values(replayed)
+        now, values = ppo.logprobs(ppo.policy, replayed), ppo.values(replayed)
     assert not torch.allclose(replayed.behaviour_logprobs[mask], now[mask], atol=1e-2), "the policy must have moved"
     assert torch.allclose(replayed.logprobs[mask], now[mask], atol=1e-3), (
         "replayed rows keep the log-probabilities of μ: those of π_k were not computed"
@@ -121,7 +121,7 @@ def test_credit_of_a_mixed_batch_by_hand():
     assert seen["replay/sampled"] > 0 and seen["replay/weight_max"] > 1.1, "the test needs weights beyond the cap"
     fresh, old, mask = batch.ages == 0, batch.ages > 0, batch.mask
     with torch.no_grad():
-        now = ppo.policy_logprobs(batch)
+        now = ppo.logprobs(ppo.policy, batch)
     assert not torch.equal(batch.logprobs, batch.behaviour_logprobs), "the clip is coupled to μ, decoupled was asked"
     assert torch.allclose(batch.logprobs[mask], now[mask], atol=1e-3), "the clip is not centred on the current policy"
     ratios = importance_ratios(batch.logprobs, batch.behaviour_logprobs, mask)
