@@ -47,7 +47,7 @@ TUNING_SEEDS = (1, 2, 3)  # all tries run on the first, the best of them on the 
 SEEDS = tuple(range(100, 110))  # no seed of the tuning is among them
 ABLATION_SEEDS = SEEDS[:2]
 VARIED = {"ppo": 6, "naive": 3, "replay": 3, "grpo": 0}  # tried again with another λ; GRPO has none
-WIDE = {"ppo": 11, "naive": 0, "replay": 24, "grpo": 0}  # drawn from a wider grid: PPO and replay get 53 runs each
+WIDE = {"ppo": 12, "naive": 0, "replay": 24, "grpo": 0}  # drawn from a wider grid: PPO and replay get 54 runs each
 FINALISTS = {"ppo": 6, "naive": 2, "replay": 6, "grpo": 2}  # tried on all tuning seeds
 HEALTH = {"reuse": "efficiency/reuse_ratio", "ess": "replay/ess", "distance": "replay/kl", "age": "replay/batch_age",
           "held": "replay/size"}  # fmt: skip
@@ -290,7 +290,7 @@ def in_parallel(jobs: list[tuple], workers: int):
 NEARBY = (
     {"num_ppo_epochs": 8}, {"batch_size": 4, "replay_sample_size": 60, "minibatch_size": 64},
     {"replay_recency": 16.0}, {"max_replay_reuse": 32, "staleness_threshold": 64}, {"importance_cap": 1.0},
-    {"cliprange": 0.3},
+    {"cliprange": 0.3}, {"min_ess": 0.0},
 )  # fmt: skip
 
 
@@ -298,7 +298,7 @@ def tries_of(stage: str, family: str, task: Task, tried: list[dict]) -> list[dic
     """The settings to run in a stage of the tuning, from what the family's earlier ones have shown.
 
     "first": points of a grid. "varied": the best of them with λ = 1 in GAE. "nearby": for replay alone, one change at
-    a time to its best. "wide": points of a wider grid; with these replay and PPO try 41 settings each. "finalists": the
+    a time to its best. "wide": points of a wider grid; with these replay and PPO try 42 settings each. "finalists": the
     best on further seeds.
     """
     tried = sorted((r for r in tried if r["seed"] == TUNING_SEEDS[0]), key=lambda row: row["mean"], reverse=True)

@@ -73,8 +73,9 @@ def stage(build: Path, contents: dict, profile: str) -> Path:
             copy(path, source / path.relative_to(toc.ROOT))
     for name, path in vendor_files().items():
         copy(path, source / "book/_static/vendor" / name)
-    for chapter in toc.chapters(contents):
-        copy(execute.execute(chapter, build, profile), source / chapter.relative_to(toc.ROOT))
+    chapters = toc.chapters(contents)
+    for chapter, executed in zip(chapters, execute.execute_all(chapters, build, profile), strict=True):
+        copy(executed, source / chapter.relative_to(toc.ROOT))
     return source
 
 

@@ -8,15 +8,6 @@ from ppo_lib.ppo import PPODataset, PPOTrainer
 from ppo_lib.worlds import reviews
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small run faster without a thread pool."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_the_three_line_call_learns():
     """The call of the README, with no other argument, lifts the gold reward from about 0 to above 1."""
     prompts = ["The film was", "I thought the acting", "Honestly, the plot"]

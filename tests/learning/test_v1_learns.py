@@ -1,20 +1,9 @@
 """v1 learns on the embedded world with the settings of a long run, in seconds."""
 
-import pytest
 import torch
 
 from ppo_lib import worlds
 from ppo_lib.ppo_v1 import PPOTrainer
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small run faster without a thread pool."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
 
 PRODUCTION = dict(
     batch_size=16, minibatch_size=16, gradient_accumulation_steps=2, total_episodes=800, device="cpu",

@@ -1,19 +1,9 @@
 """v2 learns on the embedded world from few responses, the same way each time, also when it is interrupted."""
 
-import pytest
 import torch
 
 from ppo_lib import worlds
 from ppo_lib.ppo_v2 import PPODataset, PPOTrainerWithReplay
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small run faster without a thread pool."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def last_score(history) -> float:
