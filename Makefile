@@ -18,7 +18,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help environment node browser book site chapter test test-fast lint diffs setup strip colab parity worlds proof-kills proof-soak proof-disk bench-v1 bench-efficiency tables clean
+.PHONY: help environment node browser book site chapter test test-fast lint diffs setup strip colab parity worlds proof-kills proof-soak proof-disk bench-v1 bench-efficiency bench-speed tables clean
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -97,6 +97,12 @@ bench-efficiency: $(STAMP) ## replay against tuned PPO: tuning, frozen runs, the
 	$(PY) benchmarks/sample_efficiency.py ablate
 	$(PY) benchmarks/replay_explorer.py
 	$(PY) benchmarks/sample_efficiency.py analyse
+
+bench-speed: $(STAMP) ## sampling, updates and chapters against generate, TRL and before (an hour; leave the machine alone)
+	$(PY) benchmarks/speed.py sampling
+	$(PY) benchmarks/speed.py update
+	$(PY) benchmarks/speed.py growth
+	$(PY) benchmarks/speed.py chapters
 
 tables: $(STAMP) ## every table of sample efficiency again, from the stored runs (seconds)
 	$(PY) benchmarks/sample_efficiency.py analyse

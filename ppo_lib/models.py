@@ -6,6 +6,7 @@ import inspect
 import pickle
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,12 +21,12 @@ VALUE_HEAD_FILE = "value_head.safetensors"
 
 def takes(model: nn.Module, argument: str) -> bool:
     """Whether the forward pass of `model` has an argument of this name."""
-    return argument in _arguments_of(type(model))
+    return argument in _arguments_of(type(model).forward)
 
 
 @functools.cache
-def _arguments_of(model_class: type) -> frozenset[str]:
-    return frozenset(inspect.signature(model_class.forward).parameters)
+def _arguments_of(forward: Callable) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)
 
 
 def model_inputs(model: nn.Module, tokens: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """The decoders: every step's logits are those of a whole forward pass, whatever was shared, left out or kept."""
 
+import functools
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -43,14 +45,14 @@ def largest_gap(policy, decoder_class, prompts, leaving_at=None) -> float:
 CASES = [(family, Decoder) for family in FAMILIES] + [("llama", LlamaDecoder), ("qwen2", LlamaDecoder)]
 
 
-@pytest.mark.parametrize("family, decoder", CASES)
+@pytest.mark.parametrize(["family", "decoder"], CASES)
 def test_each_step_equals_a_whole_pass(family, decoder):
     policy = tiny_policy(family)
     assert largest_gap(policy, decoder, PROMPTS) < 1e-3, f"{decoder.__name__} computes other logits than the {family}"
     assert largest_gap(policy, decoder, PROMPTS[:1] * 2) < 1e-3, "without padding the logits are others"
 
 
-@pytest.mark.parametrize("family, decoder", CASES)
+@pytest.mark.parametrize(["family", "decoder"], CASES)
 def test_equal_prompts_may_be_shared_and_texts_may_leave(family, decoder):
     policy = tiny_policy(family)
     assert largest_gap(policy, decoder, REPEATED) < 1e-3, "a response goes on from another row's prompt"
@@ -86,6 +88,7 @@ def test_equal_prompts_go_through_the_model_once(monkeypatch):
     policy, seen = tiny_policy(), []
     forward = LlamaForCausalLM.forward
 
+    @functools.wraps(forward)
     def watched(self, **inputs):
         seen.append(tuple(inputs["input_ids"].shape))
         return forward(self, **inputs)
