@@ -43,6 +43,10 @@ UPDATE_CASES = {
             "same": {"response_logits_only": True},
             "one trunk": {"share_trunk": True},
             "memory": {"share_trunk": True, "lora_rank": 16, "learning_rate": 3e-4},
+            "memory bf16": {
+                "share_trunk": True, "lora_rank": 16, "learning_rate": 3e-4, "mixed_precision": "bf16",
+                "frozen_dtype": "bfloat16",
+            },
         },
     },
 }

@@ -37,6 +37,11 @@ __all__ = ["PPOConfig", "PPODataset", "PPOTrainer"]
 Metrics = dict[str, float]
 
 
+def as_numbers(metrics: dict[str, Tensor]) -> Metrics:
+    """Python numbers from tensors of one, in one go: each transfer by itself would make a GPU wait."""
+    return dict(zip(metrics, torch.stack([value.float() for value in metrics.values()]).tolist(), strict=True))
+
+
 class PPOTrainer:
     """Proximal policy optimisation of a language model (Schulman et al. 2017; Ouyang et al. 2022).
 
@@ -271,7 +276,7 @@ class PPOTrainer:
         metrics["policy/grad_norm"] = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), limit)
         metrics["val/grad_norm"] = torch.nn.utils.clip_grad_norm_(self.critic.parameters(), limit)
         self.optimizer.step()
-        return {name: float(value) for name, value in metrics.items()}
+        return as_numbers(metrics)
 
     def predictions(self, minibatch: Rollout) -> tuple[Tensor, Tensor, Tensor]:
         """log π_θ(a_t), the entropy of π_θ and V_θ(s_t) at each response token, with gradients: [B, T] each."""
@@ -326,7 +331,7 @@ class PPOTrainer:
             "val/explained_variance": 1 - unexplained / masked_var(rollout.returns, mask).clamp(min=1e-8),
             "response/length": rollout.lengths.float().mean(),
         }
-        return {name: float(value) for name, value in metrics.items()}
+        return as_numbers(metrics)
 
     def log(self, metrics: Metrics) -> None:
         """Number the update, keep its metrics in `history`, and write them out."""

@@ -24,7 +24,7 @@ from ppo_lib.data import PPODataset, as_dataset
 from ppo_lib.evaluation import Best, evaluate
 from ppo_lib.memory import FittingSize
 from ppo_lib.models import Critic, HeadOnTrunk, save_models
-from ppo_lib.ppo import Metrics
+from ppo_lib.ppo import Metrics, as_numbers
 from ppo_lib.rewards import RewardFunction, RewardModel, as_reward
 from ppo_lib.rollout import Rollout, concatenate
 from ppo_lib.schedules import Schedule
@@ -348,7 +348,7 @@ class PPOTrainer(ppo.PPOTrainer):
             self.accelerator.scaler.unscale_(self.optimizer.optimizer)
         for name, network in (("policy/grad_norm", self.policy), ("val/grad_norm", self.critic)):
             metrics[name] = torch.nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm)
-        metrics = {name: float(value) for name, value in metrics.items()}
+        metrics = as_numbers(metrics)
         self._too_far = metrics["policy/approxkl_avg"] > (config.kl_stop or math.inf)
         finite = math.isfinite(metrics["policy/grad_norm"]) and math.isfinite(metrics["val/grad_norm"])
         if self._too_far:

@@ -8,6 +8,7 @@ from ppo_lib.stored import load
 MODELS = {"tiny": "0.9 M", "smollm2": "SmolLM2"}
 ARMS = {
     "trl": "TRL 1.12", "same": "v1, two networks", "one trunk": "v1, one trunk", "memory": "v1, one trunk, adapters",
+    "memory bf16": "the same in bf16",
 }  # fmt: skip
 
 
