@@ -5,11 +5,14 @@ third of the operations and no copy of the cache; on a small model, operations a
 """
 
 import torch
-from torch import Tensor
-from torch.nn.functional import rms_norm, scaled_dot_product_attention
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM
 
 from ppo_lib.models import model_inputs, takes
+
+# Where a CPU multiplies W xᵀ faster than x Wᵀ, measured: by 1.4 at 16 rows and 576 columns.
+FASTER_AS_COLUMNS, WIDE = range(12, 49), 512
 
 
 class Decoder:
@@ -80,43 +83,55 @@ class LlamaDecoder(Decoder):
         cos, sin = policy.model.rotary_emb(policy.model.embed_tokens.weight[:1].float(), places)
         first_half = torch.arange(self.head_dim, device=sin.device) < self.head_dim // 2
         self.cos, self.sin = cos[0], torch.where(first_half, -sin[0], sin[0])  # [P+T, d], signs as after `roll`
-        self.hidden_places = None
-        if not prompt_mask.all():
-            self.hidden_places = torch.zeros(rows, 1, 1, self.length + room, device=prompt_ids.device)
-            self.hidden_places[:, 0, 0, : self.length].masked_fill_(~prompt_mask, -torch.inf)
+        projections = [module for name, module in policy.model.layers.named_modules() if name.endswith("_proj")]
+        self.may_turn = (
+            policy.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+            and policy.config.hidden_size >= WIDE and all(type(module) is nn.Linear for module in projections)
+        )  # fmt: skip
+        self.hidden_places = self.keys.new_zeros(rows, groups, 1, self.length + room)  # added to scores: −∞ on padding
+        self.hidden_places[..., : self.length].masked_fill_(~prompt_mask[:, None, None], -torch.inf)
 
     def append(self, tokens: Tensor) -> None:
         model, rows, now, until = self.policy.model, len(tokens), self.length, self.length + 1
         cos, sin = self.cos[self.positions][:, None], self.sin[self.positions][:, None]  # [B, 1, d]
-        mask = None if self.hidden_places is None else self.hidden_places[..., :until]
+        hidden = self.hidden_places.flatten(0, 1)[..., :until]  # [B groups, 1, L]
+        linear = _linear_as_columns if self.may_turn and rows in FASTER_AS_COLUMNS else _linear
         x = model.embed_tokens(tokens)  # [B, D]
         for layer, keys, values in zip(model.layers, self.keys, self.values, strict=True):
             attention, mlp = layer.self_attn, layer.mlp
             normed = _normed(x, layer.input_layernorm)
-            query = attention.q_proj(normed)
-            heads = torch.cat([query, attention.k_proj(normed)], dim=1).view(rows, -1, self.head_dim)
+            query = linear(attention.q_proj, normed)
+            heads = torch.cat([query, linear(attention.k_proj, normed)], dim=1).view(rows, -1, self.head_dim)
             heads = torch.addcmul(heads * cos, heads.roll(self.head_dim // 2, dims=-1), sin)
             queries = query.shape[1] // self.head_dim
             keys[:, :, now] = heads[:, queries:]
-            values[:, :, now] = attention.v_proj(normed).view(rows, -1, self.head_dim)
-            attended = scaled_dot_product_attention(
-                heads[:, :queries].reshape(rows, keys.shape[1], -1, self.head_dim).to(keys.dtype),
-                keys[:, :, :until], values[:, :, :until].to(keys.dtype), attn_mask=mask,
-            )  # fmt: skip
-            x = x + attention.o_proj(attended.reshape(rows, -1).to(normed.dtype))
+            values[:, :, now] = linear(attention.v_proj, normed).view(rows, -1, self.head_dim)
+            asked = heads[:, :queries].reshape(len(hidden), -1, self.head_dim).to(keys.dtype)  # [B groups, heads, d]
+            keys, values = keys.flatten(0, 1)[:, :until], values.flatten(0, 1)[:, :until]
+            scores = torch.baddbmm(hidden, asked, keys.transpose(1, 2), alpha=self.head_dim**-0.5)
+            attended = torch.bmm(torch.softmax(scores, dim=-1).to(values.dtype), values)
+            x = x + linear(attention.o_proj, attended.reshape(rows, -1).to(normed.dtype))
             normed = _normed(x, layer.post_attention_layernorm)
-            x = x + mlp.down_proj(mlp.act_fn(mlp.gate_proj(normed)) * mlp.up_proj(normed))
+            x = x + linear(mlp.down_proj, mlp.act_fn(linear(mlp.gate_proj, normed)) * linear(mlp.up_proj, normed))
         self.logits = self.policy.lm_head(_normed(x, model.norm))
         self.length, self.positions = until, self.positions + 1
 
     def keep(self, rows: Tensor) -> None:
         self.logits, self.positions = self.logits[rows], self.positions[rows]
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
-        if self.hidden_places is not None:
-            self.hidden_places = self.hidden_places[rows]
+        self.keys, self.values, self.hidden_places = self.keys[:, rows], self.values[:, rows], self.hidden_places[rows]
 
 
-def _normed(x: Tensor, norm: torch.nn.Module) -> Tensor:
+def _linear(layer: nn.Module, x: Tensor) -> Tensor:
+    return layer(x)
+
+
+def _linear_as_columns(layer: nn.Linear, x: Tensor) -> Tensor:
+    """`layer(x)` of few rows x [b, n], multiplied as columns."""
+    product = (layer.weight @ x.t()).t()
+    return product if layer.bias is None else product + layer.bias
+
+
+def _normed(x: Tensor, norm: nn.Module) -> Tensor:
     return rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 

@@ -18,8 +18,8 @@ BUGS = [
     # decoding
     Bug("halves turned the wrong way", LlamaDecoder.__init__, "-sin[0], sin[0]", "sin[0], -sin[0]",
         STEP, "LlamaDecoder computes other logits than the"),
-    Bug("a padding place attended to", LlamaDecoder.__init__, "masked_fill_(~prompt_mask, -torch.inf)",
-        "masked_fill_(~prompt_mask, 0.0)",
+    Bug("a padding place attended to", LlamaDecoder.__init__, "masked_fill_(~prompt_mask[:, None, None], -torch.inf)",
+        "masked_fill_(~prompt_mask[:, None, None], 0.0)",
         STEP, "LlamaDecoder computes other logits than the"),
     Bug("equal prompts mixed up", Decoder.__init__, "self.logits = self.logits[row_of]",
         "self.logits = self.logits[row_of.flip(0)]",
