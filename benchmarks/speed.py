@@ -43,10 +43,6 @@ UPDATE_CASES = {
             "same": {"response_logits_only": True},
             "one trunk": {"share_trunk": True},
             "memory": {"share_trunk": True, "lora_rank": 16, "learning_rate": 3e-4},
-            "memory bf16": {
-                "share_trunk": True, "lora_rank": 16, "learning_rate": 3e-4, "mixed_precision": "bf16",
-                "frozen_dtype": "bfloat16",
-            },
         },
     },
 }
@@ -130,23 +126,28 @@ def sampling_contestants(policy, tokenizer, prompts: list[str], tokens: int) -> 
 
 def sampling(arguments) -> None:
     """Tokens per second by model and batch, and what share of the memory bandwidth a step of decoding takes."""
-    bandwidth, rows = limits(arguments)["read_gb_per_second"], []
+    machine, rows = limits(arguments), []
     for name in arguments.models:
         policy, world = model_and_world(name)
         policy.eval()
-        weights = sum(p.nbytes for p in policy.parameters())
+        parameters = sum(p.numel() for p in policy.parameters())
         for batch in (16, 64):
             prompts = (world.prompts * batch)[:batch]
             found = take_turns(
                 sampling_contestants(policy, world.tokenizer, prompts, TOKENS), arguments.rounds or 7
             )
-            ratios = [ours / theirs for ours, theirs in zip(found["ours"], found["generate"], strict=True)]
+            rate = statistics.median(found["ours"])
+            read = 4 * parameters * rate / batch / 1e9
             rows.append({
                 "model": name, "batch": batch, "new_tokens": TOKENS,
                 "tokens_per_second": {arm: spread(rates) for arm, rates in found.items()},
-                "ratio": spread(ratios),
-                "weights_read_gb_per_second": weights * statistics.median(found["ours"]) / batch / 1e9,
-                "share_of_bandwidth": weights * statistics.median(found["ours"]) / batch / 1e9 / bandwidth,
+                "ratios": {
+                    arm: spread([a / b for a, b in zip(rates, found["generate"], strict=True)])
+                    for arm, rates in found.items()
+                },
+                "weights_read_gb_per_second": read,
+                "share_of_bandwidth": read / machine["read_gb_per_second"],
+                "share_of_arithmetic": 2 * parameters * rate / 1e9 / machine["matmul_gflops"],
             })  # fmt: skip
             store("sampling", {"rows": rows})
 
@@ -192,7 +193,7 @@ def update(arguments) -> None:
                 arm: Worker(Path(sys.executable), common | {"side": "ours", "settings": settings})
                 for arm, settings in case["arms"].items()
             }
-            rounds = arguments.rounds or (20 if name == "smollm2" else 30)
+            rounds = arguments.rounds or (6 if name == "smollm2" else 30)
             found = take_turns({arm: worker.update for arm, worker in workers.items()}, rounds)
             for worker in workers.values():
                 worker.process.stdin.close()
@@ -209,8 +210,6 @@ def update(arguments) -> None:
                 "times_faster_without_gc": spread([a / b for a, b in zip(without, own, strict=True)]),
                 "share_of_memory": rows[-1]["peak_mib"] / found["trl"][-1]["peak_mib"],
                 "scores": [row["score"] for row in rows], "kl": [row["kl"] for row in rows],
-                "first_scores": statistics.fmean(row["score"] for row in rows[: rounds // 4]),
-                "last_scores": statistics.fmean(row["score"] for row in rows[-(rounds // 4) :]),
                 "settings": case["arms"].get(arm, {}),
             }  # fmt: skip
         gc = statistics.median(row["gc"] for row in found["trl"])

@@ -4,9 +4,11 @@
 third of the operations and no copy of the cache; on a small model, operations are what a step costs.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm
+from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM
 
 from ppo_lib.models import model_inputs, takes
@@ -75,6 +77,8 @@ class LlamaDecoder(Decoder):
         rows, groups, _, self.head_dim = filled[0].keys.shape
         shape = (len(filled), rows, groups, self.length + room, self.head_dim)
         self.keys, self.values = filled[0].keys.new_zeros(shape), filled[0].values.new_zeros(shape)
+        half = torch.is_autocast_enabled(prompt_ids.device.type) or self.keys.dtype != torch.float32
+        self.attend = _attend_in_half if half else _attend
         for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
             keys[:, :, : self.length], values[:, :, : self.length] = filled[layer].keys, filled[layer].values
         self.cache = None
@@ -83,56 +87,81 @@ class LlamaDecoder(Decoder):
         cos, sin = policy.model.rotary_emb(policy.model.embed_tokens.weight[:1].float(), places)
         first_half = torch.arange(self.head_dim, device=sin.device) < self.head_dim // 2
         self.cos, self.sin = cos[0], torch.where(first_half, -sin[0], sin[0])  # [P+T, d], signs as after `roll`
-        projections = [module for name, module in policy.model.layers.named_modules() if name.endswith("_proj")]
-        self.may_turn = (
-            policy.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-            and policy.config.hidden_size >= WIDE and all(type(module) is nn.Linear for module in projections)
-        )  # fmt: skip
+        self.layers = [LlamaLayer(layer) for layer in policy.model.layers]
         self.hidden_places = self.keys.new_zeros(rows, groups, 1, self.length + room)  # added to scores: −∞ on padding
         self.hidden_places[..., : self.length].masked_fill_(~prompt_mask[:, None, None], -torch.inf)
 
     def append(self, tokens: Tensor) -> None:
-        model, rows, now, until = self.policy.model, len(tokens), self.length, self.length + 1
+        now, until = self.length, self.length + 1
         cos, sin = self.cos[self.positions][:, None], self.sin[self.positions][:, None]  # [B, 1, d]
-        hidden = self.hidden_places.flatten(0, 1)[..., :until]  # [B groups, 1, L]
-        linear = _linear_as_columns if self.may_turn and rows in FASTER_AS_COLUMNS else _linear
-        x = model.embed_tokens(tokens)  # [B, D]
-        for layer, keys, values in zip(model.layers, self.keys, self.values, strict=True):
-            attention, mlp = layer.self_attn, layer.mlp
-            normed = _normed(x, layer.input_layernorm)
-            query = linear(attention.q_proj, normed)
-            heads = torch.cat([query, linear(attention.k_proj, normed)], dim=1).view(rows, -1, self.head_dim)
+        hidden = self.hidden_places[..., :until]  # [B, groups, 1, L]
+        x = self.policy.model.embed_tokens(tokens)  # [B, D]
+        for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
+            normed = layer.input_norm(x)
+            query = layer.q(normed)
+            heads = torch.cat([query, layer.k(normed)], dim=1).view(len(tokens), -1, self.head_dim)
             heads = torch.addcmul(heads * cos, heads.roll(self.head_dim // 2, dims=-1), sin)
             queries = query.shape[1] // self.head_dim
             keys[:, :, now] = heads[:, queries:]
-            values[:, :, now] = linear(attention.v_proj, normed).view(rows, -1, self.head_dim)
-            asked = heads[:, :queries].reshape(len(hidden), -1, self.head_dim).to(keys.dtype)  # [B groups, heads, d]
-            keys, values = keys.flatten(0, 1)[:, :until], values.flatten(0, 1)[:, :until]
-            scores = torch.baddbmm(hidden, asked, keys.transpose(1, 2), alpha=self.head_dim**-0.5)
-            attended = torch.bmm(torch.softmax(scores, dim=-1).to(values.dtype), values)
-            x = x + linear(attention.o_proj, attended.reshape(rows, -1).to(normed.dtype))
-            normed = _normed(x, layer.post_attention_layernorm)
-            x = x + linear(mlp.down_proj, mlp.act_fn(linear(mlp.gate_proj, normed)) * linear(mlp.up_proj, normed))
-        self.logits = self.policy.lm_head(_normed(x, model.norm))
+            values[:, :, now] = layer.v(normed).view(len(tokens), -1, self.head_dim)
+            asked = heads[:, :queries].reshape(*hidden.shape[:2], -1, self.head_dim)  # [B, groups, heads, d]
+            attended = self.attend(asked, keys[:, :, :until], values[:, :, :until], hidden)
+            x = x + layer.o(attended.reshape(len(tokens), -1).to(normed.dtype))
+            normed = layer.post_norm(x)
+            x = x + layer.down(layer.act(layer.gate(normed)) * layer.up(normed))
+        self.logits = self.policy.lm_head(self.policy.model.norm(x))
         self.length, self.positions = until, self.positions + 1
 
     def keep(self, rows: Tensor) -> None:
         self.logits, self.positions = self.logits[rows], self.positions[rows]
-        self.keys, self.values, self.hidden_places = self.keys[:, rows], self.values[:, rows], self.hidden_places[rows]
+        self.keys = self.keys[:, rows]
+        self.values, self.hidden_places = self.values[:, rows], self.hidden_places[rows]
 
 
-def _linear(layer: nn.Module, x: Tensor) -> Tensor:
-    return layer(x)
+class LlamaLayer:
+    """The parts of a transformers layer as plain functions of rows [b, n], which cost less to call than modules."""
+
+    def __init__(self, layer: nn.Module):
+        attention, mlp = layer.self_attn, layer.mlp
+        self.input_norm, self.post_norm = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
+        self.q, self.k = _projection(attention.q_proj), _projection(attention.k_proj)
+        self.v, self.o = _projection(attention.v_proj), _projection(attention.o_proj)
+        self.gate, self.up, self.down = _projection(mlp.gate_proj), _projection(mlp.up_proj), _projection(mlp.down_proj)
+        self.act = mlp.act_fn
 
 
-def _linear_as_columns(layer: nn.Linear, x: Tensor) -> Tensor:
-    """`layer(x)` of few rows x [b, n], multiplied as columns."""
-    product = (layer.weight @ x.t()).t()
-    return product if layer.bias is None else product + layer.bias
+def _attend(asked: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
+    """Attention of `asked` [B, G, H, d] to keys and values [B, G, L, d], as two products: [B G, H, d]."""
+    keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+    scores = torch.baddbmm(hidden.flatten(0, 1), asked.flatten(0, 1), keys.mT, alpha=asked.shape[-1] ** -0.5)
+    return torch.bmm(torch.softmax(scores, dim=-1), values)
 
 
-def _normed(x: Tensor, norm: nn.Module) -> Tensor:
-    return rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+def _attend_in_half(asked: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
+    """The same by the kernel that training uses, which keeps scores in 32 bits."""
+    return scaled_dot_product_attention(asked.to(keys.dtype), keys, values.to(keys.dtype), attn_mask=hidden)
+
+
+def _norm(norm: nn.Module) -> Callable[[Tensor], Tensor]:
+    weight, epsilon = norm.weight, norm.variance_epsilon
+    return lambda x: rms_norm(x, weight.shape, weight, epsilon)
+
+
+def _projection(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    """`layer` itself where it is no plain matrix product; few rows are multiplied as columns where that is faster."""
+    if type(layer) is not nn.Linear or torch.is_autocast_enabled(layer.weight.device.type):
+        return layer
+    weight, bias = layer.weight, layer.bias
+    if weight.device.type != "cpu" or weight.shape[1] < WIDE:
+        return lambda x: linear(x, weight, bias)
+
+    def project(x: Tensor) -> Tensor:
+        if len(x) not in FASTER_AS_COLUMNS:
+            return linear(x, weight, bias)
+        product = (weight @ x.t()).t()
+        return product if bias is None else product + bias
+
+    return project
 
 
 def decoder_for(policy: PreTrainedModel) -> type[Decoder]:

@@ -105,21 +105,20 @@ def freeze_in(model: nn.Module, dtype: torch.dtype) -> None:
 
 def response_states(policy: PreTrainedModel, rollout: Rollout) -> Tensor:
     """What the head of `policy` makes logits of, before each response token and after the last: [B, T+1, D]."""
-    inputs = model_inputs(policy, rollout.tokens, rollout.attention_mask)
-    output = policy(**inputs, use_cache=False, logits_to_keep=1, output_hidden_states=True)
-    return output.hidden_states[-1][:, rollout.prompt_ids.shape[1] - 1 :]
+    trunk = policy.base_model
+    states = trunk(**model_inputs(trunk, rollout.tokens, rollout.attention_mask), use_cache=False).last_hidden_state
+    return states[:, rollout.prompt_ids.shape[1] - 1 :]
 
 
 @torch.no_grad()
 def check_head(policy: PreTrainedModel) -> None:
     """Raise ValueError where the logits of `policy` are not simply what its head makes of its last states."""
     token = torch.zeros(1, 1, dtype=torch.long, device=policy.device)
-    output = policy(token, output_hidden_states=True)
-    of_head = policy.get_output_embeddings()(output.hidden_states[-1])
-    if not takes(policy, "logits_to_keep") or not torch.allclose(output.logits, of_head, rtol=1e-3, atol=1e-3):
+    of_head = policy.get_output_embeddings()(policy.base_model(token).last_hidden_state)
+    if not torch.allclose(policy(token).logits, of_head, rtol=1e-3, atol=1e-3):
         raise ValueError(
-            f"{type(policy).__name__} does more to its logits than its head, or computes all of them or none: set "
-            "share_trunk=False and logits_chunk=None"
+            f"{type(policy).__name__} does more to its logits than its head: "
+            "set share_trunk=False and logits_chunk=None"
         )
 
 
@@ -133,14 +132,14 @@ def token_predictions(
 
     def work(part: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
         logits = head(part).float() / temperature
+        logprobs = logprobs_of(logits, taken)
         with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-            entropies = entropy_of(logits)
-        return logprobs_of(logits, taken), entropies
+            return logprobs, entropy_of(logits)
 
     if chunk is None:
         return work(states, actions)
     pairs = zip(states.flatten(0, 1).split(chunk), actions.flatten().split(chunk), strict=True)
-    parts = [checkpoint(work, part, taken, use_reentrant=False) for part, taken in pairs]
+    parts = [checkpoint(work, part, taken, use_reentrant=False, preserve_rng_state=False) for part, taken in pairs]
     logprobs, entropies = (torch.cat(column).view_as(actions) for column in zip(*parts, strict=True))
     return logprobs, entropies
 

@@ -81,7 +81,7 @@ def memory_by_moment(
             moment: {p: few[moment][p] + (more[moment][p] - few[moment][p]) * (layers - FEW) // 2 for p in PARTS}
             for moment in few
         }
-    traced["optimizer step"] = {"gradients": whole.gradient_bytes, "activations": whole.step_bytes}
+    traced["optimizer step"] = {"gradients": whole.gradient_bytes}
     return {name: {part: (parts | whole.fixed).get(part, 0) for part in PARTS} for name, parts in traced.items()}
 
 
@@ -111,8 +111,6 @@ class ShapesOnly(PPOTrainer):
         own = {id(p): p for network in (self.policy, self.critic) for p in network.parameters()}
         trained = [p for p in own.values() if p.requires_grad]
         self.gradient_bytes = sum(map(nbytes, trained))
-        # AdamW takes one weight after the other on a CPU, and all of them at once on a GPU.
-        self.step_bytes = 2 * max(map(nbytes, trained)) if config.device == "cpu" else self.gradient_bytes
         self.fixed = {
             "weights": sum(map(nbytes, own.values())),
             "reference": sum(nbytes(p) for p in self.reference.parameters() if id(p) not in own),

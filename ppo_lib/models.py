@@ -88,7 +88,7 @@ class HeadOnTrunk(Critic):
         object.__setattr__(self, "trunk", trunk)  # no module of its own: weights are counted and trained once
         if critic is not None:
             pairs = zip(critic.trunk.parameters(), trunk.parameters(), strict=True)
-            if all(torch.equal(theirs, ours) for theirs, ours in pairs):
+            if all(torch.equal(theirs.to(ours.device), ours) for theirs, ours in pairs):
                 self.value_head = critic.value_head
 
     def values(self, states: Tensor) -> Tensor:

@@ -114,7 +114,8 @@ def disk(config: PPOConfigV1, shapes: ShapesOnly, evaluates: bool) -> dict[str, 
     one = shapes.gradient_bytes + shapes.fixed["optimizer"]
     one += buffer_bytes(config) if isinstance(config, ReplayConfig) else 0
     kept = config.keep_last + evaluates
-    models = sum(4 * sum(p.numel() for p in unadapted(net)) for net in (shapes.policy, shapes.critic))
+    written = (shapes.policy, shapes.critic.trunk, shapes.critic.value_head)  # a shared trunk is saved twice
+    models = sum(4 * sum(p.numel() for p in unadapted(net)) for net in written)
     room = one * (kept + 1) + models * (2 + evaluates)  # each is written aside before it takes its place
     best = ", and one at each new best" if evaluates else ""
     return {

@@ -39,7 +39,9 @@ Metrics = dict[str, float]
 
 def as_numbers(metrics: dict[str, Tensor]) -> Metrics:
     """Python numbers from tensors of one, in one go: each transfer by itself would make a GPU wait."""
-    return dict(zip(metrics, torch.stack([value.float() for value in metrics.values()]).tolist(), strict=True))
+    device = next(iter(metrics.values())).device
+    together = torch.stack([value.to(device, torch.float32) for value in metrics.values()])
+    return dict(zip(metrics, together.tolist(), strict=True))
 
 
 class PPOTrainer:

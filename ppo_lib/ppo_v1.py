@@ -72,7 +72,8 @@ class PPOTrainer(ppo.PPOTrainer):
         super().__init__(model, reward, config=config, **others)
         config = self.config
         if config.share_trunk or config.logits_chunk:
-            memory.check_head(self.policy)
+            for model in (self.policy, self.reference):
+                memory.check_head(model)
         self.accelerator = self._make_accelerator()
         self.eval_reward = as_reward(eval_reward) if eval_reward else self.reward
         if isinstance(self.eval_reward, RewardModel):

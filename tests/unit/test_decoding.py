@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ppo_lib import decoding
 from ppo_lib import rollout as rollouts
 from ppo_lib.decoding import Decoder, LlamaDecoder, decoder_for
 from ppo_lib.memory import add_adapters
@@ -69,6 +70,14 @@ def test_llamas_of_other_shapes(settings):
     policy = tiny_policy("llama", **settings)
     assert decoder_for(policy) is LlamaDecoder
     assert largest_gap(policy, LlamaDecoder, REPEATED, leaving_at=1) < 1e-3, f"other logits with {settings}"
+
+
+@pytest.mark.parametrize("settings", [{}, {"attention_bias": True, "mlp_bias": True}], ids=["plain", "biases"])
+def test_few_rows_may_be_multiplied_as_columns(settings, monkeypatch):
+    policy = tiny_policy("llama", **settings)
+    monkeypatch.setattr(decoding, "WIDE", 1)
+    monkeypatch.setattr(decoding, "FASTER_AS_COLUMNS", range(1, 49))
+    assert largest_gap(policy, LlamaDecoder, REPEATED, leaving_at=1) < 1e-3, "columns are multiplied to something else"
 
 
 def test_models_that_attend_or_count_otherwise_take_the_plain_decoder():

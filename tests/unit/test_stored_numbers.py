@@ -104,10 +104,15 @@ def test_the_guides_show_the_settings_that_tuning_chose():
     chosen = stored.load(f"{EFFICIENCY}/frozen.json")["settings"]
     sparse, dense = chosen["sparse"]["replay"], chosen["dense"]["replay"]
     rare = {"whiten_advantages": False, "lam": 1.0, "learning_rate": 5e-4, "minibatch_size": 64}
-    assert rare.items() <= sparse.items() and sparse["replay_recency"] == 4.0 and "replay_priority" not in sparse
-    assert dense["replay_priority"] == 1.0 and dense["replay_keep_best"] == 0.05
-    for task in chosen.values():
-        assert task["replay"]["replay_sample_size"] / task["replay"]["batch_size"] > 2, "a preset replays more"
+    assert rare.items() <= sparse.items() and sparse["replay_recency"] == 16.0
+    shown = {
+        "batch_size": 32, "replay_sample_size": 96, "max_replay_reuse": 2, "replay_recency": 2.0, "lam": 1.0,
+        "replay_keep_best": 0.05, "minibatch_size": 64, "learning_rate": 2e-3, "whiten_advantages": False,
+    }  # fmt: skip
+    assert shown.items() <= dense.items()
+    assert not any("replay_priority" in task["replay"] for task in chosen.values()), "priorities won a tuning"
+    reused = {name: task["replay"].get("max_replay_reuse", 8) for name, task in chosen.items()}
+    assert reused == {"dense": 2, "sparse": 8, "sums": 2}
 
 
 def test_the_buffer_takes_megabytes():
@@ -123,18 +128,19 @@ def test_no_cost_of_v1_is_seen_above_the_noise():
     assert low < 1 < high
 
 
-@pytest.mark.parametrize("task", ["dense", "sparse"])
-def test_a_token_costs_about_twice_as_much_in_small_rollouts(task):
-    arms = stored.load(f"{EFFICIENCY}/summary.json")["tasks"][task]["arms"]
-    chosen = stored.load(f"{EFFICIENCY}/frozen.json")["settings"][task]
-    assert (chosen["replay"]["batch_size"], chosen["ppo"]["batch_size"]) == (8, 32)
-    v2, ppo = (arms[name]["total_generating"] / arms[name]["total_tokens"] for name in ("replay", "ppo"))
-    assert 1.5 < v2 / ppo < 3
-
-
-def test_the_best_settings_of_ppo_had_four_or_eight_epochs():
+def test_a_token_costs_more_than_twice_as_much_in_small_rollouts():
+    arms = stored.load(f"{EFFICIENCY}/summary.json")["tasks"]["sparse"]["arms"]
     chosen = stored.load(f"{EFFICIENCY}/frozen.json")["settings"]
-    assert all(task["ppo"]["num_ppo_epochs"] in (4, 8) for task in chosen.values())
+    assert (chosen["sparse"]["replay"]["batch_size"], chosen["sparse"]["ppo"]["batch_size"]) == (8, 32)
+    v2, ppo = (arms[name]["total_generating"] / arms[name]["total_tokens"] for name in ("replay", "ppo"))
+    assert 2 < v2 / ppo < 3.5
+    for task in ("dense", "sums"):
+        assert chosen[task]["replay"]["batch_size"] >= chosen[task]["ppo"]["batch_size"]
+
+
+def test_the_best_settings_of_ppo_had_several_epochs():
+    chosen = stored.load(f"{EFFICIENCY}/frozen.json")["settings"]
+    assert {task["ppo"]["num_ppo_epochs"] for task in chosen.values()} == {2, 4, 8}
 
 
 def arms_of(task: str) -> dict:
@@ -146,43 +152,52 @@ def against(task: str, opponent: str) -> list[float]:
     return arms_of(task)["replay"]["until"]["90"][f"against_{opponent}"]
 
 
-def test_replay_pays_where_success_is_rare_and_hardly_elsewhere():
-    assert against("sparse", "ppo")[1] > 1, "the interval on reviews-sparse does not lie above 1"
-    for task in ("dense", "proxy"):
+def test_replay_pays_on_two_tasks_and_perhaps_on_the_others():
+    for task in ("sparse", "proxy"):
+        assert against(task, "ppo")[1] > 1, f"the interval on {task} does not lie above 1"
+    for task in ("dense", "sums"):
         ratio, low, _ = against(task, "ppo")
-        assert ratio < 1.5 and low < 1.2, f"the gain on {task} is no longer small: say so on the pages"
-    assert against("sums", "ppo")[0] < 1, "tuned PPO no longer needs fewer tokens on sums: say so on the pages"
+        assert low < 1 < ratio, f"on {task} the interval no longer holds 1: say so on the pages"
+    for task in ("dense", "sparse", "sums", "proxy"):
+        assert arms_of(task)["replay"]["until"]["50"]["against_ppo"][1] > 1, f"half of the way on {task}"
 
 
 def test_one_epoch_needs_more_tokens():
     intervals = {task: against(task, "same") for task in ("dense", "sparse", "sums", "proxy")}
     assert all(low > 1 for _, low, _ in intervals.values())
-    assert [task for task, (ratio, *_) in intervals.items() if ratio > 2] == ["sparse"]
-    assert intervals["sparse"][1] > 2
+    assert [task for task, (ratio, *_) in intervals.items() if ratio > 2] == ["sparse", "proxy"]
 
 
-def test_one_run_of_replay_collapsed_and_none_of_tuned_ppo():
+def test_no_run_of_replay_and_none_of_tuned_ppo_collapsed():
     arms = {task: arms_of(task) for task in ("dense", "sparse", "sums", "proxy")}
-    assert {task: arm["replay"]["collapsed"] for task, arm in arms.items() if arm["replay"]["collapsed"]} == {
-        "dense": 1
-    }
+    assert not any(arm["replay"]["collapsed"] for arm in arms.values())
     assert sum(arm["replay"]["runs"] for arm in arms.values()) == 40
     assert not any(arm["ppo"]["collapsed"] for arm in arms.values())
 
 
 @pytest.mark.parametrize("task", ["dense", "sparse", "sums", "proxy"])
-def test_replay_took_longer_whatever_generation_costs(task):
+def test_replay_takes_longer_where_it_replays_most(task):
     times = arms_of(task)["replay"]["until"]["90"]["time_against_ppo"]
-    assert all(ratio < 1 for ratio, *_ in times.values()), f"replay is faster on {task} at some price: {times}"
+    if task == "sparse":
+        assert all(high < 1 for *_, high in times.values()), f"replay is no longer surely slower: {times}"
+    else:
+        assert all(high > 1 for *_, high in times.values()), f"replay is surely slower on {task}: {times}"
+    surely_faster = times["60 % of the time"][1] > 1
+    assert surely_faster == (task == "proxy"), f"on {task} at 60 %: {times}"
 
 
-def test_naive_replay_needs_about_as_many_tokens_as_v2():
+def test_naive_replay_beside_v2():
+    ratios = {}
     for task in ("dense", "sparse"):
         naive, v2 = (arms_of(task)[name]["until"]["90"]["tokens"] for name in ("naive", "replay"))
-        assert abs(naive / v2 - 1) < 0.1, f"on {task} the correction makes a difference: say so on the pages"
+        ratios[task] = naive / v2
+    assert abs(ratios["sparse"] - 1) < 0.1 and 1.25 < ratios["dense"] < 1.45, ratios
 
 
-def test_grpo_needs_more_tokens_than_tuned_ppo():
+def test_grpo_needs_more_tokens_than_tuned_ppo_but_on_one_task():
     for task in ("dense", "sparse", "sums", "proxy"):
         grpo, ppo = (arms_of(task)[name]["until"]["90"]["tokens"] for name in ("grpo", "ppo"))
-        assert grpo > 1.2 * ppo, task
+        assert grpo > 1.2 * ppo or task == "sparse", task
+    sparse = arms_of("sparse")
+    assert abs(sparse["grpo"]["until"]["90"]["tokens"] / sparse["ppo"]["until"]["90"]["tokens"] - 1) < 0.15
+    assert sparse["grpo"]["final_objective_minus_ppo"][2] < 0

@@ -1,0 +1,60 @@
+"""What the page "How fast is it" says of its stored numbers, and that its figures can be drawn."""
+
+import pytest
+
+import toc
+from ppo_lib import speed_figures, stored
+
+PAGE = (toc.ROOT / "book/speed.md").read_text("utf8")
+
+
+def rows(name: str) -> list[dict]:
+    return stored.load(f"speed/{name}.json")["rows"]
+
+
+def arms(model: str) -> dict:
+    return stored.load(f"speed/update_{model}.json")["arms"]
+
+
+def test_the_sampler_is_faster_than_generate_everywhere():
+    found = {(row["model"], row["batch"]): row["ratios"]["ours"]["median"] for row in rows("sampling")}
+    assert set(found) == {(model, batch) for model in ("tiny", "smollm2") for batch in (16, 64)}
+    assert min(found.values()) > 1.2, f"the page's table says faster: {found}"
+    for row in rows("sampling"):
+        rates = row["tokens_per_second"]
+        assert rates["ours"]["median"] > rates["plain decoder"]["median"] > rates["generate"]["median"]
+        assert row["share_of_bandwidth"] < 0.5 and row["share_of_arithmetic"] < 0.5, "a limit is near: say so"
+
+
+def test_an_update_is_faster_and_smaller_than_trls():
+    for model in ("tiny", "smollm2"):
+        for name, arm in arms(model).items():
+            if name != "trl":
+                assert arm["times_faster"]["median"] > 1, f"{name} on {model} is slower than TRL: say so"
+                assert arm["update"] > arm["sample"], "the epochs are no longer most of an update: say so"
+
+
+def test_growth_changes_one_thing_at_a_time():
+    base, *others = rows("growth")
+    names = {"batch": ("batch",), "tokens": ("tokens",), "vocabulary": ("vocabulary",), "model": ("width", "layers")}
+    for row in others:
+        changed = [n for n in ("batch", "tokens", "vocabulary", "width", "layers") if row[n] != base[n]]
+        assert changed == list(names[row["changed"]]), f"{changed} changed where the table says {row['changed']}"
+
+
+def test_chapters_together():
+    content = stored.load("speed/chapters.json")
+    assert len(content["rows"]) == len(list((toc.ROOT / "chapters").glob("*.ipynb")))
+    assert content["total"]["now"] < content["total"]["before"], "the book got slower"
+
+
+@pytest.mark.parametrize("name, arguments", [("sampling", ()), ("update", ("tiny",)), ("update", ("smollm2",))])
+def test_figures_have_their_texts(name, arguments):
+    figure = getattr(speed_figures, name)(*arguments)
+    assert figure.data and figure.layout.meta["alt"] and figure.layout.meta["caption"]
+
+
+def test_every_arm_of_an_update_is_in_its_table():
+    for model in ("tiny", "smollm2"):
+        table = PAGE.split(f"speed/update_{model}.json#arms")[1].split("```")[0]
+        assert all(f"{name} = " in table for name in arms(model)), f"an arm is missing from the table of {model}"
