@@ -172,6 +172,11 @@ def test_no_run_of_replay_and_none_of_tuned_ppo_collapsed():
     arms = {task: arms_of(task) for task in ("dense", "sparse", "sums", "proxy")}
     assert not any(arm["replay"]["collapsed"] for arm in arms.values())
     assert sum(arm["replay"]["runs"] for arm in arms.values()) == 40
+    runs: dict = {}
+    for row in stored.load(f"{EFFICIENCY}/curves.csv"):
+        runs.setdefault((row["task"], row["arm"], row["seed"]), []).append(row["objective"])
+    fell = [arm for (_, arm, _), run in runs.items() if arm in ("ppo", "replay") and min(run) < run[0] - 0.5]
+    assert fell == ["replay"] * 3, f"runs that fell below their start on the way: {fell}"
     assert not any(arm["ppo"]["collapsed"] for arm in arms.values())
 
 
