@@ -50,7 +50,8 @@ chapter: $(STAMP) ## execute one chapter: make chapter CH=03_rollouts
 	@$(PY) book/tools/execute.py --build $(BUILD) --profile $(PROFILE) $(CH)
 
 test: lint book browser ## every test; builds the book first when it must
-	BOOK_BUILD=$(abspath $(BUILD)) PROFILE=$(PROFILE) OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
+	BOOK_BUILD=$(abspath $(BUILD)) PROFILE=$(PROFILE) OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal --ignore tests/site
+	BOOK_BUILD=$(abspath $(BUILD)) PROFILE=$(PROFILE) $(PY) -m pytest tests/site
 
 test-fast: $(STAMP) ## the tests that need neither chapters nor a browser
 	$(PY) -m pytest tests --ignore tests/notebooks --ignore tests/site
