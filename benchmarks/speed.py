@@ -11,6 +11,7 @@ Numbers are medians and ranges. Speed means nothing on a busy machine: leave it 
 """
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -29,7 +30,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ppo_lib import rollout as rollouts
 from ppo_lib import worlds
-from ppo_lib.decoding import Decoder, decoder_for
+from ppo_lib.decoding import Decoder, LlamaDecoder, decoder_for
+from ppo_lib.graphs import GraphDecoder
 from ppo_lib.ppo_v1 import PPOTrainer
 
 FOLDER = RESULTS / "speed"
@@ -99,7 +101,10 @@ def limits(arguments) -> dict:
 
 
 def sampling_contestants(policy, tokenizer, prompts: list[str], tokens: int) -> dict[str, Callable]:
-    """Each samples a response to every prompt and returns the tokens it drew per second."""
+    """Each samples a response to every prompt and returns the tokens it drew per second.
+
+    All end with texts, for which a GPU must have finished.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def ours(decoder) -> float:
@@ -111,7 +116,7 @@ def sampling_contestants(policy, tokenizer, prompts: list[str], tokens: int) -> 
 
     def generate() -> float:
         start = time.perf_counter()
-        ids, mask = rollouts.encode_prompts(tokenizer, prompts)
+        ids, mask = (x.to(policy.device) for x in rollouts.encode_prompts(tokenizer, prompts))
         texts = policy.generate(
             input_ids=ids, attention_mask=mask.long(), max_new_tokens=tokens, do_sample=True, top_k=0, top_p=1.0,
             temperature=1.0, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
@@ -120,8 +125,12 @@ def sampling_contestants(policy, tokenizer, prompts: list[str], tokens: int) -> 
         ended = (texts == tokenizer.eos_token_id).cumsum(dim=1) - (texts == tokenizer.eos_token_id).long()
         return (ended == 0).sum().item() / (time.perf_counter() - start)
 
-    found = {"generate": generate, "plain decoder": lambda: ours(Decoder)}
-    return found | ({"ours": lambda: ours(decoder_for(policy))} if decoder_for(policy) is not Decoder else {})
+    kinds = {"plain decoder": Decoder}
+    if LlamaDecoder.fits(policy):
+        kinds |= {"unrecorded" if GraphDecoder.fits(policy) else "ours": LlamaDecoder}
+    if GraphDecoder.fits(policy):
+        kinds["ours"] = GraphDecoder
+    return {"generate": generate} | {name: functools.partial(ours, kind) for name, kind in kinds.items()}
 
 
 def sampling(arguments) -> None:

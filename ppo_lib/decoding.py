@@ -25,6 +25,8 @@ class Decoder:
         room: how many tokens will be appended to each text at most.
     """
 
+    SHARE_THAT_STAYS = 0.75  # finished texts leave the batch together, once fewer than this share go on
+
     logits: Tensor  # [B, V], of the token after each text
 
     def __init__(self, policy: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor, room: int):
@@ -54,11 +56,7 @@ class Decoder:
 
 
 class LlamaDecoder(Decoder):
-    """`Decoder` for Llama and Qwen2, with the arithmetic of their attention and MLP layers written out.
-
-    Keys and values lie in one tensor that is reserved at the start. All heads of queries and keys are rotated in one
-    go, and the queries that share a key stand where a longer text would have its queries.
-    """
+    """`Decoder` for Llama and Qwen2, with the arithmetic of their attention and MLP layers written out."""
 
     @staticmethod
     def fits(policy: PreTrainedModel) -> bool:
@@ -72,50 +70,78 @@ class LlamaDecoder(Decoder):
 
     def __init__(self, policy: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor, room: int):
         super().__init__(policy, prompt_ids, prompt_mask, room)
-        self.length = prompt_ids.shape[1]
-        filled = self.cache.layers
-        rows, groups, _, self.head_dim = filled[0].keys.shape
-        shape = (len(filled), rows, groups, self.length + room, self.head_dim)
-        self.keys, self.values = filled[0].keys.new_zeros(shape), filled[0].values.new_zeros(shape)
-        half = torch.is_autocast_enabled(prompt_ids.device.type) or self.keys.dtype != torch.float32
-        self.attend = _attend_in_half if half else _attend
-        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
-            keys[:, :, : self.length], values[:, :, : self.length] = filled[layer].keys, filled[layer].values
+        self.step = self.make_step(room)
+        self.step.fill(self.cache.layers, prompt_mask)
         self.cache = None
-        self.positions = self.attention_mask.sum(dim=1)  # [B], of the next token
-        places = torch.arange(self.length + room, device=prompt_ids.device)[None]
-        cos, sin = policy.model.rotary_emb(policy.model.embed_tokens.weight[:1].float(), places)
-        first_half = torch.arange(self.head_dim, device=sin.device) < self.head_dim // 2
-        self.cos, self.sin = cos[0], torch.where(first_half, -sin[0], sin[0])  # [P+T, d], signs as after `roll`
-        self.layers = [LlamaLayer(layer) for layer in policy.model.layers]
-        self.hidden_places = self.keys.new_zeros(rows, groups, 1, self.length + room)  # added to scores: −∞ on padding
-        self.hidden_places[..., : self.length].masked_fill_(~prompt_mask[:, None, None], -torch.inf)
+
+    def make_step(self, room: int) -> "LlamaStep":
+        keys, (rows, length) = self.cache.layers[0].keys, self.attention_mask.shape
+        layers = [LlamaLayer(layer) for layer in self.policy.model.layers]
+        return LlamaStep(self.policy, layers, rows, length + room, keys.dtype)
 
     def append(self, tokens: Tensor) -> None:
-        now, until = self.length, self.length + 1
-        cos, sin = self.cos[self.positions][:, None], self.sin[self.positions][:, None]  # [B, 1, d]
-        hidden = self.hidden_places[..., :until]  # [B, groups, 1, L]
-        x = self.policy.model.embed_tokens(tokens)  # [B, D]
-        for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
-            normed = layer.input_norm(x)
-            query = layer.q(normed)
-            heads = torch.cat([query, layer.k(normed)], dim=1).view(len(tokens), -1, self.head_dim)
-            heads = torch.addcmul(heads * cos, heads.roll(self.head_dim // 2, dims=-1), sin)
-            queries = query.shape[1] // self.head_dim
-            keys[:, :, now] = heads[:, queries:]
-            values[:, :, now] = layer.v(normed).view(len(tokens), -1, self.head_dim)
-            asked = heads[:, :queries].reshape(*hidden.shape[:2], -1, self.head_dim)  # [B, groups, heads, d]
-            attended = self.attend(asked, keys[:, :, :until], values[:, :, :until], hidden)
-            x = x + layer.o(attended.reshape(len(tokens), -1).to(normed.dtype))
-            normed = layer.post_norm(x)
-            x = x + layer.down(layer.act(layer.gate(normed)) * layer.up(normed))
-        self.logits = self.policy.lm_head(self.policy.model.norm(x))
-        self.length, self.positions = until, self.positions + 1
+        self.logits = self.step(tokens)
 
     def keep(self, rows: Tensor) -> None:
-        self.logits, self.positions = self.logits[rows], self.positions[rows]
+        self.logits = self.logits[rows]
+        self.step.keep(rows)
+
+
+class LlamaStep:
+    """Appends a token to each of B texts of at most L tokens, in memory that is reserved at the start.
+
+    Keys and values lie in one tensor each. All heads of queries and keys are rotated in one go, and the queries that
+    share a key stand where a longer text would have its queries.
+
+    Args:
+        layers: what stands for the model's layers, `LlamaLayer`s say.
+        rows, places: B and L.
+        dtype: of keys and values.
+    """
+
+    def __init__(self, policy: PreTrainedModel, layers: list, rows: int, places: int, dtype: torch.dtype):
+        config, device, self.layers = policy.config, policy.device, layers
+        self.embed, self.norm, self.head = policy.model.embed_tokens, policy.model.norm, policy.lm_head
+        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (len(layers), rows, config.num_key_value_heads, places, self.head_dim)
+        self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        cos, sin = policy.model.rotary_emb(self.embed.weight[:1].float(), torch.arange(places, device=device)[None])
+        first_half = torch.arange(self.head_dim, device=device) < self.head_dim // 2
+        self.cos, self.sin = cos[0], torch.where(first_half, -sin[0], sin[0])  # [L, d], signs as after `roll`
+        self.hidden = self.keys.new_zeros(rows, config.num_key_value_heads, 1, places)  # added to scores: −∞ on padding
+        self.positions = torch.zeros(rows, dtype=torch.long, device=device)  # of the next token
+        self.length = 0
+
+    def fill(self, cache: list, prompt_mask: Tensor) -> None:
+        """Begin with prompts [B, P] whose keys and values `cache` has, layer by layer."""
+        self.length = prompt_mask.shape[1]
+        for layer, keys, values in zip(cache, self.keys, self.values, strict=True):
+            keys[:, :, : self.length], values[:, :, : self.length] = layer.keys, layer.values
+        self.positions.copy_(prompt_mask.sum(dim=1))
+        self.hidden[..., : self.length] = 0.0
+        self.hidden[..., : self.length].masked_fill_(~prompt_mask[:, None, None], -torch.inf)
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Logits [B, V] after `tokens` [B]."""
+        now, self.length = self.length, self.length + 1
+        logits = self.forward(tokens, now, slice(self.length))
+        self.positions += 1
+        return logits
+
+    def forward(self, tokens: Tensor, now: int | Tensor, seen: slice) -> Tensor:
+        """The same, where `tokens` go to the place `now` and the places `seen` are attended to."""
+        cos, sin = self.cos[self.positions][:, None], self.sin[self.positions][:, None]  # [B, 1, d]
+        hidden = self.hidden[..., seen]  # [B, groups, 1, L]
+        x = self.embed(tokens)  # [B, D]
+        for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
+            x = layer.step(x, cos, sin, keys, values, hidden, now, seen)
+        return self.head(self.norm(x))
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with the texts `rows` [b] alone."""
+        self.positions, self.hidden = self.positions[rows], self.hidden[rows]
         self.keys = self.keys[:, rows]
-        self.values, self.hidden_places = self.values[:, rows], self.hidden_places[rows]
+        self.values = self.values[:, rows]
 
 
 class LlamaLayer:
@@ -123,11 +149,39 @@ class LlamaLayer:
 
     def __init__(self, layer: nn.Module):
         attention, mlp = layer.self_attn, layer.mlp
-        self.input_norm, self.post_norm = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
+        self.input_norm, self.post_norm = norm(layer.input_layernorm), norm(layer.post_attention_layernorm)
         self.q, self.k = _projection(attention.q_proj), _projection(attention.k_proj)
         self.v, self.o = _projection(attention.v_proj), _projection(attention.o_proj)
         self.gate, self.up, self.down = _projection(mlp.gate_proj), _projection(mlp.up_proj), _projection(mlp.down_proj)
         self.act = mlp.act_fn
+        weight = layer.input_layernorm.weight
+        half = torch.is_autocast_enabled(weight.device.type) or weight.dtype != torch.float32
+        self.attend = attend_by_kernel if half else _attend
+
+    def step(self, x, cos, sin, keys, values, hidden, now: int | Tensor, seen: slice) -> Tensor:
+        """What the layer makes of `x` [B, D], whose keys and values go to the place `now`."""
+        (rows, groups, _, dim), (heads, value) = keys.shape, self.heads_and_value(x)
+        heads = heads.view(rows, -1, dim)
+        heads = torch.addcmul(heads * cos, heads.roll(dim // 2, dims=-1), sin)
+        self.put(keys, now, heads[:, -groups:])
+        self.put(values, now, value.view(rows, groups, dim))
+        asked = heads[:, :-groups].reshape(rows, groups, -1, dim)  # [B, groups, heads, d]
+        attended = self.attend(asked, keys[:, :, seen], values[:, :, seen], hidden)
+        x = x + self.o(attended.reshape(rows, -1).to(value.dtype))
+        return x + self.mlp(x)
+
+    @staticmethod
+    def put(where: Tensor, now: int, what: Tensor) -> None:
+        where[:, :, now] = what
+
+    def heads_and_value(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys side by side, and values."""
+        normed = self.input_norm(x)
+        return torch.cat([self.q(normed), self.k(normed)], dim=1), self.v(normed)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        normed = self.post_norm(x)
+        return self.down(self.act(self.gate(normed)) * self.up(normed))
 
 
 def _attend(asked: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
@@ -137,21 +191,36 @@ def _attend(asked: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tens
     return torch.bmm(torch.softmax(scores, dim=-1), values)
 
 
-def _attend_in_half(asked: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
-    """The same by the kernel that training uses, which keeps scores in 32 bits."""
+def attend_by_kernel(asked: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
+    """The same by the kernel that training uses, which keeps scores in 32 bits where the rest is shorter."""
     return scaled_dot_product_attention(asked.to(keys.dtype), keys, values.to(keys.dtype), attn_mask=hidden)
 
 
-def _norm(norm: nn.Module) -> Callable[[Tensor], Tensor]:
-    weight, epsilon = norm.weight, norm.variance_epsilon
+def norm(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    weight, epsilon = layer.weight, layer.variance_epsilon
     return lambda x: rms_norm(x, weight.shape, weight, epsilon)
+
+
+def effective_weight(layer: nn.Module) -> Tensor | None:
+    """What a linear layer multiplies by, adapters added where it has some; None where it is no plain product."""
+    if type(layer) is nn.Linear:
+        return layer.weight
+    if not hasattr(layer, "lora_A") or type(layer.base_layer) is not nn.Linear:
+        return None
+    active = [name for name in layer.active_adapters if name in layer.lora_A] if not layer.disable_adapters else []
+    if layer.merged or not active:
+        return layer.base_layer.weight
+    if any(layer.use_dora.get(name) or layer.lora_bias.get(name) for name in active):
+        return None
+    return layer.base_layer.weight + sum(layer.get_delta_weight(name) for name in active)
 
 
 def _projection(layer: nn.Module) -> Callable[[Tensor], Tensor]:
     """`layer` itself where it is no plain matrix product; few rows are multiplied as columns where that is faster."""
-    if type(layer) is not nn.Linear or torch.is_autocast_enabled(layer.weight.device.type):
+    weight = effective_weight(layer)
+    if weight is None or weight.dtype != layer.weight.dtype or torch.is_autocast_enabled(weight.device.type):
         return layer
-    weight, bias = layer.weight, layer.bias
+    bias = layer.bias
     if weight.device.type != "cpu" or weight.shape[1] < WIDE:
         return lambda x: linear(x, weight, bias)
 
@@ -166,4 +235,8 @@ def _projection(layer: nn.Module) -> Callable[[Tensor], Tensor]:
 
 def decoder_for(policy: PreTrainedModel) -> type[Decoder]:
     """The fastest decoder that `policy` can have."""
-    return LlamaDecoder if LlamaDecoder.fits(policy) else Decoder
+    from ppo_lib.graphs import GraphDecoder  # which builds on this module
+
+    if not LlamaDecoder.fits(policy):
+        return Decoder
+    return GraphDecoder if GraphDecoder.fits(policy) else LlamaDecoder

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ppo_lib import graphs
 from ppo_lib.losses import entropy_of
 from ppo_lib.models import Critic, model_inputs, takes
 from ppo_lib.rollout import Rollout, logprobs_of
@@ -187,5 +188,6 @@ class FittingSize:
                     )
                     raise
             self.size //= 2
+            graphs.forget()
             release_memory()
             warnings.warn(f"out of memory: {self.name} now takes {self.size} responses at a time", stacklevel=2)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ppo_lib.decoding import decoder_for
 from ppo_lib.models import Critic, model_inputs
 
-SHARE_THAT_STAYS = 0.75  # finished texts leave the batch together, once fewer than this share go on
+ASK_GPU_EVERY = 8  # tokens after which a GPU is asked whether all texts have ended: an answer makes it wait
 
 
 @dataclass
@@ -183,6 +183,7 @@ def sample(
     rows = torch.arange(count, device=device)  # the texts that the decoder still has
     running = torch.ones(count, dtype=torch.bool, device=device)  # which of them go on
     ended = torch.ones(count, dtype=torch.bool, device=device)
+    every = ASK_GPU_EVERY if device.type == "cuda" else 1
     for t in range(max_new_tokens):
         uniform = torch.rand(count, 1, generator=generator, dtype=torch.float64).to(device)
         step_logprobs = torch.log_softmax(decoder.logits.float() / temperature, dim=-1)  # [b, V]
@@ -191,15 +192,19 @@ def sample(
         response_ids[rows, t], mask[rows, t] = token, running
         logprobs[rows, t] = step_logprobs.gather(1, token[:, None]).squeeze(1).masked_fill(~running, 0.0)
         running = running & (token[:, None] != eos).all(dim=1)
-        going = int(running.sum())
-        if going == 0 or t + 1 == max_new_tokens:
+        if t + 1 == max_new_tokens:
             break
-        if going <= SHARE_THAT_STAYS * len(rows):
-            decoder.keep(running.nonzero().flatten())
-            rows, token, running = rows[running], token[running], running[running]
+        if t % every == 0:
+            going = int(running.sum())
+            if going == 0:
+                break
+            if going <= decoder.SHARE_THAT_STAYS * len(rows):
+                decoder.keep(running.nonzero().flatten())
+                rows, token, running = rows[running], token[running], running[running]
         decoder.append(token)
     ended[rows] = ~running
-    response_ids, mask, logprobs = response_ids[:, : t + 1], mask[:, : t + 1], logprobs[:, : t + 1]
+    longest = int(mask.sum(dim=1).max())
+    response_ids, mask, logprobs = response_ids[:, :longest], mask[:, :longest], logprobs[:, :longest]
     prompt_rows = [row[kept] for row, kept in zip(prompt_ids, prompt_mask, strict=True)]
     response_rows = [row[kept] for row, kept in zip(response_ids, mask, strict=True)]
     return Rollout(

@@ -7,8 +7,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ppo_lib import decoding
-from ppo_lib import rollout as rollouts
 from ppo_lib.decoding import Decoder, LlamaDecoder, decoder_for
+from ppo_lib.graphs import GraphDecoder
 from ppo_lib.memory import add_adapters
 from ppo_lib.models import model_inputs
 from ppo_lib.rollout import encode_prompts, logprobs_of, response_logits, sample
@@ -43,7 +43,8 @@ def largest_gap(policy, decoder_class, prompts, leaving_at=None) -> float:
     return gap
 
 
-CASES = [(family, Decoder) for family in FAMILIES] + [("llama", LlamaDecoder), ("qwen2", LlamaDecoder)]
+CASES = [(family, Decoder) for family in FAMILIES]
+CASES += [(family, decoder) for family in ("llama", "qwen2") for decoder in (LlamaDecoder, GraphDecoder)]
 
 
 @pytest.mark.parametrize(["family", "decoder"], CASES)
@@ -69,7 +70,8 @@ def test_equal_prompts_may_be_shared_and_texts_may_leave(family, decoder):
 def test_llamas_of_other_shapes(settings):
     policy = tiny_policy("llama", **settings)
     assert decoder_for(policy) is LlamaDecoder
-    assert largest_gap(policy, LlamaDecoder, REPEATED, leaving_at=1) < 1e-3, f"other logits with {settings}"
+    for decoder in (LlamaDecoder, GraphDecoder):
+        assert largest_gap(policy, decoder, REPEATED, leaving_at=1) < 1e-3, f"{decoder.__name__}: not with {settings}"
 
 
 @pytest.mark.parametrize("settings", [{}, {"attention_bias": True, "mlp_bias": True}], ids=["plain", "biases"])
@@ -112,7 +114,7 @@ def test_equal_prompts_go_through_the_model_once(monkeypatch):
 def test_texts_that_finish_and_leave_change_nothing(family, monkeypatch):
     policy, tokenizer, runs = likely_eos(tiny_policy(family)), byte_tokenizer(), []
     for share in (0.0, 0.75, 1.0):
-        monkeypatch.setattr(rollouts, "SHARE_THAT_STAYS", share)
+        monkeypatch.setattr(Decoder, "SHARE_THAT_STAYS", share)
         runs.append(sample(policy, tokenizer, PROMPTS * 8, 12, generator=torch.Generator().manual_seed(4)))
     lengths = runs[0].lengths
     assert lengths.min() < lengths.median() < lengths.max(), "the test needs responses of different lengths"
