@@ -47,7 +47,8 @@ TUNING_SEEDS = (1, 2, 3)  # all tries run on the first, the best of them on the 
 SEEDS = tuple(range(100, 110))  # no seed of the tuning is among them
 ABLATION_SEEDS = SEEDS[:5]
 VARIED = {"ppo": 6, "naive": 3, "replay": 3, "grpo": 0}  # tried again with another λ; GRPO has none
-WIDE = {"ppo": 12, "naive": 0, "replay": 24, "grpo": 0}  # drawn from a wider grid: PPO and replay get 54 runs each
+WIDE = {"ppo": 24, "naive": 0, "replay": 24, "grpo": 0}  # drawn from a wider grid
+IMPROVED = 4  # of replay's settings are tried with what came last: PPO and replay try 54 settings each
 FINALISTS = {"ppo": 6, "naive": 2, "replay": 6, "grpo": 2}  # tried on all tuning seeds
 HEALTH = {"reuse": "efficiency/reuse_ratio", "ess": "replay/ess", "distance": "replay/kl", "age": "replay/batch_age",
           "held": "replay/size"}  # fmt: skip
@@ -241,6 +242,10 @@ ABLATIONS = {
     "priority": {"replay_recency": 8.0, "replay_priority": 1.0, "replay_keep_best": 0.0},
     "keep the best": {"replay_recency": None, "replay_priority": 0.0, "replay_keep_best": 0.05},
     "reuse at most 2": {"max_replay_reuse": 2},
+    "gains only": {"replay_gains_only": True},
+    "gains and losses": {"replay_gains_only": False},
+    "spaced": {"replay_spacing": 3},
+    "not spaced": {"replay_spacing": 0},
     "fading": {"replay_anneal": 0.5},
     "one epoch": {"num_ppo_epochs": 1},
 }
@@ -294,12 +299,18 @@ NEARBY = (
 )  # fmt: skip
 
 
+# What was thought of last: learning from the gains of old responses alone, and rest between two uses.
+LAST_IDEAS = (
+    {"replay_gains_only": True}, {"replay_gains_only": True, "replay_spacing": 3}, {"replay_spacing": 3},
+)  # fmt: skip
+
+
 def tries_of(stage: str, family: str, task: Task, tried: list[dict]) -> list[dict]:
     """The settings to run in a stage of the tuning, from what the family's earlier ones have shown.
 
     "first": points of a grid. "varied": the best of them with λ = 1 in GAE. "nearby": for replay alone, one change at
-    a time to its best. "wide": points of a wider grid; with these replay and PPO try 42 settings each. "finalists": the
-    best on further seeds.
+    a time to its best. "wide": points of a wider grid. "last ideas": for replay alone, changes to its four best. PPO
+    and replay try 54 settings each. "finalists": the best on further seeds.
     """
     tried = sorted((r for r in tried if r["seed"] == TUNING_SEEDS[0]), key=lambda row: row["mean"], reverse=True)
     first = candidates(family, task)
@@ -313,6 +324,9 @@ def tries_of(stage: str, family: str, task: Task, tried: list[dict]) -> list[dic
         return [best[0] | change for change in NEARBY] if family == "replay" else []
     if stage == "wide":
         return wide(family, task) if WIDE[family] else []
+    if stage == "last ideas":
+        best = [row["settings"] for row in tried if not row["settings"].keys() & LAST_IDEAS[1].keys()][:IMPROVED]
+        return [one | change for one in best for change in LAST_IDEAS] if family == "replay" else []
     return [row["settings"] for row in tried[: FINALISTS[family]]]
 
 
@@ -322,7 +336,7 @@ def tune(arguments) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     names = [name for name in arguments.tasks if not TASKS[name].tuned_on]
-    for stage in ("first", "varied", "nearby", "wide", "finalists"):
+    for stage in ("first", "varied", "nearby", "wide", "last ideas", "finalists"):
         tried = read_tried(path)
         jobs = []
         for name, family in itertools.product(names, FAMILIES):

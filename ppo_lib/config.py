@@ -284,12 +284,14 @@ class ReplayConfig(PPOConfigV1):
     replay_priority: NonNegative = 0.0  # α: weight |score − mean score|^α
     replay_priority_correction: Fraction = 1.0  # β of prioritised replay, for α > 0
     replay_keep_best: Fraction = 0.0  # share of the buffer kept for the highest scores
+    replay_spacing: Annotated[int, Field(ge=0)] = 0  # updates from a use of a response, or its sampling, to the next
 
     # how a replayed response is corrected for the policy that sampled it
     correction: Literal["decoupled", "coupled", "none"] = "decoupled"
     importance_level: Literal["token", "sequence"] = "token"
     importance_cap: PositiveFloat = 2.0  # C, most that a token may weigh
     trace_cap: PositiveFloat = 1.0  # c̄, most that an advantage reaches back per token
+    replay_gains_only: bool = False  # replayed tokens teach only where their advantage is positive
     second_moment_limit: PositiveFloat | None = None  # mean of (log π_k/μ)² over the tokens that are kept
 
     # when replay is left out

@@ -26,7 +26,8 @@ class GraphDecoder(LlamaDecoder):
     def fits(policy: PreTrainedModel) -> bool:
         """Whether `policy` is a Llama or Qwen2 on a GPU whose projections can be copied."""
         projections = [m for name, m in policy.model.named_modules() if name.endswith("_proj")]
-        return policy.device.type == "cuda" and all(effective_weight(layer) is not None for layer in projections)
+        plain = type(policy.lm_head) is nn.Linear and all(effective_weight(layer) is not None for layer in projections)
+        return plain and policy.device.type == "cuda"
 
     def make_step(self, room: int) -> LlamaStep:
         rows, length = self.attention_mask.shape
@@ -61,6 +62,8 @@ class Recorded:
         self.norm, self.embedding = _norm(policy.model.norm), torch.empty_like(policy.model.embed_tokens.weight)
         tied = policy.lm_head.weight is policy.model.embed_tokens.weight and dtype == self.embedding.dtype
         self.head = self.embedding if tied else torch.empty_like(policy.lm_head.weight, dtype=dtype)
+        bias = policy.lm_head.bias
+        self.head_bias = None if bias is None else torch.empty_like(bias, dtype=dtype)
 
     @torch.no_grad()
     def read(self, policy: PreTrainedModel) -> None:
@@ -68,6 +71,8 @@ class Recorded:
         self.embedding.copy_(policy.model.embed_tokens.weight)
         self.norm.weight.copy_(policy.model.norm.weight)
         self.head.copy_(policy.lm_head.weight)
+        if self.head_bias is not None:
+            self.head_bias.copy_(policy.lm_head.bias)
         for copied, layer in zip(self.layers, policy.model.layers, strict=True):
             copied.read(layer)
 
@@ -94,7 +99,8 @@ class RecordedStep(LlamaStep):
     def __init__(self, policy: PreTrainedModel, weights: Recorded, rows: int, places: int):
         super().__init__(policy, weights.layers, rows, places, weights.dtype)
         self.embed = lambda tokens: embedding(tokens, weights.embedding)
-        self.norm, self.head = weights.norm, lambda x: linear(x.to(weights.dtype), weights.head)
+        self.norm = weights.norm
+        self.head = lambda x: linear(x.to(weights.dtype), weights.head, weights.head_bias)
         self.tokens = torch.zeros(rows, dtype=torch.long, device=policy.device)
         self.now = torch.zeros(1, dtype=torch.long, device=policy.device)  # the place of the next token
         self.hidden.fill_(-torch.inf)

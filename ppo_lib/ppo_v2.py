@@ -43,6 +43,7 @@ class PPOTrainerWithReplay(ppo_v1.PPOTrainer):
             priority_exponent=config.replay_priority,
             priority_correction=config.replay_priority_correction,
             keep_best=config.replay_keep_best,
+            spacing=config.replay_spacing,
         )
         self.totals = {"generated_tokens": 0, "trained_tokens": 0, "generated_responses": 0, "trained_responses": 0}
         if not self.resumed_state:
@@ -137,6 +138,9 @@ class PPOTrainerWithReplay(ppo_v1.PPOTrainer):
         )
         if config.whiten_advantages:
             rollout.advantages = whiten(rollout.advantages, mask)
+        if config.replay_gains_only:
+            lost = (rollout.ages > 0)[:, None] & (rollout.advantages < 0)
+            rollout.advantages = rollout.advantages.masked_fill(lost, 0.0)
         rollout.weights = rollout.sampling_weights[:, None].expand_as(ratios)
         if config.correction == "decoupled":
             rollout.weights = rollout.weights * ratios.clamp(max=config.importance_cap)

@@ -41,6 +41,7 @@ class ReplayBuffer:
         priority_exponent: α; a response is drawn with weight |score − mean score|^α as well. 0 draws evenly.
         priority_correction: β of prioritised experience replay: ω = (N P_i)^−β, scaled to at most 1.
         keep_best: share of the capacity for the highest scores, which neither expire nor give way.
+        spacing: so many updates after it was sampled or used may a response be used again.
 
     Source: Schaul et al. 2015 (arXiv 1511.05952) for the priorities and ω; Oh et al. 2018 (arXiv 1806.05635) for
     keeping successes.
@@ -58,11 +59,12 @@ class ReplayBuffer:
         priority_exponent: float = 0.0,
         priority_correction: float = 1.0,
         keep_best: float = 0.0,
+        spacing: int = 0,
     ):
         self.capacity, self.tokenizer = capacity, tokenizer
         self.max_reuse, self.staleness_threshold, self.recency = max_reuse, staleness_threshold, recency
         self.priority_exponent, self.priority_correction = priority_exponent, priority_correction
-        self.keep_best = keep_best
+        self.keep_best, self.spacing = keep_best, spacing
         self.prompts: list[str | None] = [None] * capacity
         self.fields = {
             "response_ids": torch.zeros(capacity, max_new_tokens, dtype=torch.int32),
@@ -143,27 +145,35 @@ class ReplayBuffer:
         """Updates since each held response was sampled: [n]."""
         return version - self.fields["versions"][self.held]
 
+    def ready(self, version: int) -> Tensor:
+        """Whether each held response may be used in update `version`: [n]."""
+        return version - self.fields["last_used"][self.held] >= self.spacing
+
     def probabilities(self, version: int) -> Tensor:
-        """P_i of drawing each held response first: [n], adds up to 1. From current scores and ages, never stale."""
+        """P_i of drawing each held response first: [n], adds up to 1. From current scores and ages, never stale.
+
+        A response that was used less than `spacing` updates ago has none.
+        """
         scores = self.fields["scores"][self.held].double()
         priorities = (scores - scores.mean()).abs() + 1e-3 * (scores.std(unbiased=False) + 1e-6)
         logits = self.priority_exponent * priorities.log()
         if self.recency is not None:
             logits = logits - self.ages(version).double() / self.recency
-        return torch.softmax(logits.clamp(min=logits.max() - 500), dim=0)  # never 0: ω divides by it
+        logits = logits.clamp(min=logits.max() - 500)  # P_i is never 0 by itself: ω divides by it
+        return torch.softmax(logits.masked_fill(~self.ready(version), -math.inf), dim=0)
 
     def sample(self, size: int, version: int, generator: torch.Generator) -> ReplayRollout | None:
-        """Draw at most `size` different responses to train on in update `version`; None where there are none.
+        """Draw at most `size` different responses to train on in update `version`; None where none is ready.
 
         Each counts as used once more; the trainer fills in what depends on the current policy.
         """
-        held = self.held
-        if not len(held) or size < 1:
+        held, ready = self.held, int(self.ready(version).sum())
+        if not ready or size < 1:
             return None
         probabilities = self.probabilities(version)
-        drawn = torch.multinomial(probabilities, min(size, len(held)), generator=generator)
+        drawn = torch.multinomial(probabilities, min(size, ready), generator=generator)
         places = held[drawn]
-        omega = (len(held) * probabilities[drawn]) ** -self.priority_correction
+        omega = (ready * probabilities[drawn]) ** -self.priority_correction
         if self.priority_exponent == 0:
             omega = torch.ones_like(omega)
         self.fields["reuses"][places] += 1
@@ -207,7 +217,8 @@ class ReplayBuffer:
         if not len(held):
             return {"replay/size": 0, **totals}
         ages, reuses = self.ages(version).float(), self.fields["reuses"][held].float()
-        probabilities = self.probabilities(version)
+        ready = int(self.ready(version).sum())
+        probabilities = self.probabilities(version) if ready else torch.ones(1)
         entropy = -(probabilities * probabilities.clamp(min=1e-300).log()).sum().item()
         return {
             "replay/size": len(held),
@@ -215,7 +226,7 @@ class ReplayBuffer:
             "replay/age_max": ages.max().item(),
             "replay/reuse_mean": reuses.mean().item(),
             "replay/score_mean": self.fields["scores"][held].mean().item(),
-            "replay/sampling_entropy": entropy / math.log(len(held)) if len(held) > 1 else 1.0,  # 1 is uniform
+            "replay/sampling_entropy": entropy / math.log(ready) if ready > 1 else 1.0,  # 1 is uniform
             **totals,
         }
 

@@ -7,8 +7,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ppo_lib import decoding
+from ppo_lib import rollout as rollouts
 from ppo_lib.decoding import Decoder, LlamaDecoder, decoder_for
-from ppo_lib.graphs import GraphDecoder
+from ppo_lib.graphs import GraphDecoder, _of_models, forget
 from ppo_lib.memory import add_adapters
 from ppo_lib.models import model_inputs
 from ppo_lib.rollout import encode_prompts, logprobs_of, response_logits, sample
@@ -80,6 +81,28 @@ def test_few_rows_may_be_multiplied_as_columns(settings, monkeypatch):
     monkeypatch.setattr(decoding, "WIDE", 1)
     monkeypatch.setattr(decoding, "FASTER_AS_COLUMNS", range(1, 49))
     assert largest_gap(policy, LlamaDecoder, REPEATED, leaving_at=1) < 1e-3, "columns are multiplied to something else"
+
+
+@torch.no_grad()
+def test_recorded_steps_read_the_weights_anew_and_leave_nothing_out(monkeypatch):
+    policy, tokenizer = likely_eos(tiny_policy("llama")), byte_tokenizer()
+    monkeypatch.setattr(rollouts, "decoder_for", lambda policy: GraphDecoder)
+    for change in ("none", "weights", "adapters"):
+        if change == "weights":
+            for parameter in policy.parameters():
+                parameter.mul_(1.1)
+        if change == "adapters":
+            add_adapters(policy, 4, 8.0, seed=0)
+            for name, parameter in policy.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(generator=torch.Generator().manual_seed(1))
+        rollout = sample(policy, tokenizer, PROMPTS * 4, 8, generator=torch.Generator().manual_seed(0))
+        full = logprobs_of(response_logits(policy, rollout), rollout.response_ids)
+        gap = (full - rollout.logprobs)[rollout.mask].abs().max()
+        assert gap < 1e-3, f"sampled from another policy than the one at hand (changed: {change})"
+    assert len(_of_models[policy]) == 1, "weights were copied to a new place"
+    forget()
+    assert not _of_models, "recorded steps keep their memory"
 
 
 def test_models_that_attend_or_count_otherwise_take_the_plain_decoder():

