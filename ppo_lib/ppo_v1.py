@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ppo_lib import checkpoint, memory, ppo, resume
+from ppo_lib import checkpoint, graphs, memory, ppo, resume
 from ppo_lib import rollout as rollouts
 from ppo_lib.config import PPOConfigV1
 from ppo_lib.data import PPODataset, as_dataset
@@ -279,7 +279,10 @@ class PPOTrainer(ppo.PPOTrainer):
             return concatenate(answered, self.tokenizer.pad_token_id)
 
         with self.autocast():
-            return self.forward_batch.fit(work)
+            rollout = self.forward_batch.fit(work)
+        if self.config.activation_checkpointing:
+            graphs.forget()  # memory is short, and training needs it
+        return rollout
 
     def logits(self, model: PreTrainedModel, rollout: Rollout) -> Tensor:
         response_logits = memory.response_logits_only if self.config.response_logits_only else rollouts.response_logits

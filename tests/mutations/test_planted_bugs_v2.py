@@ -211,6 +211,19 @@ BUGS = [
         test_v2.test_the_buffer_is_restored_with_the_run, "counts start anew at a resume"),
     Bug("totals lost at a resume", PPOTrainerWithReplay.__init__, 'self.totals = self.resumed_state["totals"]', "pass",
         test_v2.test_the_buffer_is_restored_with_the_run, "totals of generated and trained tokens start anew"),
+    # spacing, gains
+    Bug("`spacing` not counted from the sampling", ReplayBuffer.ready,
+        'self.fields["last_used"][self.held]',
+        'self.fields["last_used"][self.held].masked_fill(self.fields["reuses"][self.held] == 0, -99)',
+        test_replay.test_a_response_rests_between_two_uses, "since its sampling"),
+    Bug("`spacing` counted from the sampling alone", ReplayBuffer.ready, '"last_used"', '"versions"',
+        test_replay.test_a_response_rests_between_two_uses, "since its last use"),
+    Bug("what rests is drawn", ReplayBuffer.sample, "min(size, ready)", "min(size, len(held))",
+        test_replay.test_a_response_rests_between_two_uses, "more are drawn than are ready"),
+    Bug("gains alone, of fresh responses too", CREDIT, "(rollout.ages > 0)[:, None] & ", "",
+        test_v2.test_old_responses_may_teach_by_gains_alone, "fresh responses lose their losses too"),
+    Bug("losses turned round", CREDIT, "rollout.advantages.masked_fill(lost, 0.0)", "rollout.advantages.abs()",
+        test_v2.test_old_responses_may_teach_by_gains_alone, "gains of old responses are changed"),
 ]  # fmt: skip
 
 

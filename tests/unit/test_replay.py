@@ -124,6 +124,22 @@ def test_a_response_retires_after_so_many_uses():
     assert replay.counts["retired"] == 1 and replay.counts["replayed"] == 2
 
 
+def test_a_response_rests_between_two_uses():
+    replay, drawn = buffer(spacing=2, max_reuse=9), {}
+    replay.add(fresh(1), 1)
+    for version in (2, 3, 4, 5):
+        replay.statistics(version)
+        drawn[version] = replay.sample(3, version, generator())
+    assert drawn[2] is None, "a response is replayed before `spacing` updates have passed since its sampling"
+    assert drawn[3] is not None and drawn[5] is not None, "a response that has rested is not replayed"
+    assert drawn[4] is None, "a response is replayed before `spacing` updates have passed since its last use"
+    replay.add(fresh(4, seed=1), 6)
+    replay.add(fresh(2, seed=2), 7)
+    probabilities = replay.probabilities(8)
+    assert probabilities.count_nonzero() == 5 and probabilities.sum().item() == pytest.approx(1)
+    assert len(replay.sample(7, 8, generator())) == 5, "more are drawn than are ready"
+
+
 def test_no_response_is_drawn_twice_in_a_batch():
     replay = buffer(max_reuse=100)
     replay.add(fresh(8), 1)

@@ -81,5 +81,5 @@ def test_sizes_of_the_buffer_are_fixed_and_other_settings_are_not(tmp_path):
 
 
 def test_the_comparison_counts_the_settings():
-    assert len(REPLAY_SETTINGS) == 17
-    assert "Seventeen settings more" in (toc.ROOT / "book/versions_compared.md").read_text("utf8")
+    assert len(REPLAY_SETTINGS) == 19
+    assert "Nineteen settings more" in (toc.ROOT / "book/versions_compared.md").read_text("utf8")

@@ -42,6 +42,24 @@ def test_growth_changes_one_thing_at_a_time():
         assert changed == list(names[row["changed"]]), f"{changed} changed where the table says {row['changed']}"
 
 
+def test_what_is_said_of_the_gpu():
+    found = stored.load("speed/gpu.json")
+    for row in found["sampling"]:
+        assert row["ratios"]["ours"]["median"] > row["ratios"]["unrecorded"]["median"] > 1
+        assert row["step"]["share_of_bandwidth"] < 0.2, "no longer far from the limit: say so"
+    plain = {(r["batch"], r["precision"]): r["step"]["milliseconds"] for r in found["sampling"]}
+    by_batch = {row["batch"]: row["step"]["milliseconds"] for row in found["compiled"]}
+    assert by_batch[64] < 0.6 * plain[64, "bfloat16"], "compiling no longer halves a step"
+    saved = (plain[64, "bfloat16"] - by_batch[64]) * found["sampling"][0]["new_tokens"] / 1e3
+    updates = {row["arm"]: row for row in found["updates"]}
+    assert 0.03 < saved / updates["one trunk, bf16"]["seconds"] < 0.07, "what compiling would save of an update"
+    shares = [row["step"]["share_of_bandwidth"] for row in found["sizes"]]
+    assert shares == sorted(shares)
+    times = {name: row["parts"]["update"] for name, row in updates.items()}
+    assert max(times[f"one trunk, {name}"] for name in ("TF32", "bf16")) > 0.9 * times["one trunk"] > 0
+    assert times["memory"] > times["one trunk"]
+
+
 def test_chapters_together():
     content = stored.load("speed/chapters.json")
     assert len(content["rows"]) == len(list((toc.ROOT / "chapters").glob("*.ipynb")))

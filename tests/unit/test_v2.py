@@ -1,6 +1,7 @@
 """The replay trainer: v1 without a buffer, PPO on fresh data, and what it does with responses of earlier policies."""
 
 import copy
+import dataclasses
 import re
 
 import pytest
@@ -146,6 +147,18 @@ def test_credit_of_a_mixed_batch_by_hand():
     assert torch.allclose(batch.advantages, white * used, atol=1e-4), (
         "the advantages are not whitened over the joint batch and weighted by the truncated ratio"
     )
+
+
+def test_old_responses_may_teach_by_gains_alone():
+    ppo, rollout, version = after(3, whiten_advantages=True)
+    batch, _ = ppo.mix(rollout, version)
+    both, old = batch.advantages.clone(), batch.ages > 0
+    assert (both[old] < 0).any() and (both[~old] < 0).any(), "the test needs losses, old ones and fresh ones"
+    ppo.config = dataclasses.replace(ppo.config, replay_gains_only=True)
+    ppo.assign_credit(batch)
+    assert (batch.advantages[old] >= 0).all(), "losses of old responses still teach"
+    assert torch.equal(batch.advantages[old], both[old].clamp(min=0)), "gains of old responses are changed"
+    assert torch.equal(batch.advantages[~old], both[~old]), "fresh responses lose their losses too"
 
 
 def test_sequence_weights_are_those_of_the_whole_response():
@@ -331,6 +344,7 @@ def test_a_joined_rollout_keeps_every_row():
         ({"replay_buffer_size": 3, "replay_sample_size": 2}, "`replay_buffer_size`=3 has no room for one rollout of 4"),
         ({"replay_keep_best": 0.05}, "`replay_keep_best`=0.05 .*16 is less than one response"),
         ({"replay_keep_best": 1.0}, "`replay_keep_best`=1 .* `staleness_threshold`"),
+        ({"replay_spacing": 17}, "`replay_spacing`=17 .* `staleness_threshold`=16"),
         ({"importance_cap": 0.5}, "`importance_cap`=0.5 .* fresh responses"),
     ],
 )
