@@ -4,7 +4,7 @@
     python benchmarks/smollm2_efficiency.py analyse    # the table from the stored runs
 
 Families and measure are those of `sample_efficiency.py`; the tuning is smaller, equally large for both. Runs share the
-GPU, each finished one is added to runs.jsonl, and `run` goes on where it was stopped.
+GPU (each takes up to 17 GB of it), each finished one is added to runs.jsonl, and `run` goes on where it was stopped.
 """
 
 import argparse
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("run", "analyse"))
     parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after so long; a later `run` goes on")
     arguments = parser.parse_args(argv)
     {"run": run, "analyse": analyse}[arguments.command](arguments)

@@ -6,6 +6,7 @@ import inspect
 import pickle
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +91,8 @@ class HeadOnTrunk(Critic):
             pairs = zip(critic.trunk.parameters(), trunk.parameters(), strict=True)
             if all(torch.equal(theirs.to(ours.device), ours) for theirs, ours in pairs):
                 self.value_head = critic.value_head
+            else:
+                warnings.warn("the critic's trunk is not the policy's: with one trunk, V(s) begins at 0", stacklevel=2)
 
     def values(self, states: Tensor) -> Tensor:
         """Values [B, L] from the trunk's last states [B, L, D]."""

@@ -3,7 +3,8 @@
 import pytest
 
 from ppo_lib import decoding, memory, models, rollout
-from ppo_lib.decoding import Decoder, LlamaDecoder
+from ppo_lib.decoding import Decoder, LlamaDecoder, LlamaStep
+from ppo_lib.graphs import CopiedLayer, GraphDecoder, Recorded, RecordedStep
 from ppo_lib.ppo_v1 import PPOTrainer
 from tests.mutations.test_planted_bugs import Bug, assert_caught_and_named, assert_no_shared_message
 from tests.unit import test_decoding, test_speed_settings
@@ -12,13 +13,14 @@ STEP = test_decoding.test_each_step_equals_a_whole_pass
 SHARED = test_decoding.test_equal_prompts_may_be_shared_and_texts_may_leave
 LEAVING = test_decoding.test_texts_that_finish_and_leave_change_nothing
 CHUNKS = test_speed_settings.test_chunks_change_neither_gradient_nor_metrics
+RECORDED = test_decoding.test_recorded_steps_read_the_weights_anew_and_leave_nothing_out
 TRIMMED = test_speed_settings.test_a_trimmed_rollout_computes_the_same
 
 BUGS = [
     # decoding
-    Bug("halves turned the wrong way", LlamaDecoder.__init__, "-sin[0], sin[0]", "sin[0], -sin[0]",
+    Bug("halves turned the wrong way", LlamaStep.__init__, "-sin[0], sin[0]", "sin[0], -sin[0]",
         STEP, "LlamaDecoder computes other logits than the"),
-    Bug("a padding place attended to", LlamaDecoder.__init__, "masked_fill_(~prompt_mask[:, None, None], -torch.inf)",
+    Bug("a padding place attended to", LlamaStep.fill, "masked_fill_(~prompt_mask[:, None, None], -torch.inf)",
         "masked_fill_(~prompt_mask[:, None, None], 0.0)",
         STEP, "LlamaDecoder computes other logits than the"),
     Bug("equal prompts mixed up", Decoder.__init__, "self.logits = self.logits[row_of]",
@@ -26,8 +28,8 @@ BUGS = [
         SHARED, "goes on from another row's prompt"),
     Bug("equal prompts computed again", Decoder.__init__, "len(different) == len(prompt_ids)", "True",
         test_decoding.test_equal_prompts_go_through_the_model_once, "rows with 2 different prompts were computed as"),
-    Bug("positions of the texts that left", LlamaDecoder.keep, "self.positions[rows]", "self.positions[: len(rows)]",
-        SHARED, "a text that stays goes on from another's cache"),
+    Bug("positions of the texts that left", LlamaStep.keep, "self.positions[rows]", "self.positions[: len(rows)]",
+        SHARED, "LlamaDecoder: a text that stays goes on from another's cache"),
     Bug("random numbers of the texts that left", rollout.sample, "uniform[rows]", "uniform[: len(rows)]",
         LEAVING, "a response depends on when the others finish"),
     Bug("a text that left counts as cut off", rollout.sample, "ended = torch.ones(", "ended = torch.zeros(",
@@ -36,6 +38,20 @@ BUGS = [
         "isinstance(policy, (LlamaForCausalLM, Qwen2ForCausalLM))",
         test_decoding.test_models_that_attend_or_count_otherwise_take_the_plain_decoder,
         "is decoded by sums that are not its own"),
+    # recorded steps
+    Bug("weights copied once and for all", GraphDecoder.make_step, "self.recorded.read(self.policy)",
+        "dtype in of_dtypes and self.recorded.__dict__.setdefault('was_read', self.recorded.read(self.policy) or 1)"
+        " if 'was_read' not in self.recorded.__dict__ else None",
+        RECORDED, "(changed: weights)"),
+    Bug("adapters left out of the copy", CopiedLayer.read, "effective_weight(source)", "source.weight",
+        RECORDED, "(changed: adapters)"),
+    Bug("the head's bias left out", Recorded.read, "self.head_bias is not None", "self.head_bias.zero_() is None",
+        RECORDED, "(changed: none)"),
+    Bug("places of the last text left open", RecordedStep.fill, "self.hidden.fill_(-torch.inf)", "pass",
+        RECORDED, "the second text"),
+    Bug("who stays takes another's cache along", RecordedStep.take, "other.keys[:, rows]",
+        "other.keys[:, : len(rows)]",
+        SHARED, "GraphDecoder: a text that stays goes on from another's cache"),
     # one trunk, chunks, padding
     Bug("values of the next state", PPOTrainer.predictions, "values[:, :-1]", "values[:, 1:]",
         test_speed_settings.test_one_trunk_gives_the_numbers_of_two_passes, "values from the shared pass differ"),

@@ -59,7 +59,9 @@ def test_each_step_equals_a_whole_pass(family, decoder):
 def test_equal_prompts_may_be_shared_and_texts_may_leave(family, decoder):
     policy = tiny_policy(family)
     assert largest_gap(policy, decoder, REPEATED) < 1e-3, "a response goes on from another row's prompt"
-    assert largest_gap(policy, decoder, REPEATED, leaving_at=2) < 1e-3, "a text that stays goes on from another's cache"
+    assert largest_gap(policy, decoder, REPEATED, leaving_at=2) < 1e-3, (
+        f"{decoder.__name__}: a text that stays goes on from another's cache"
+    )
 
 
 @pytest.mark.parametrize("settings", [
@@ -87,7 +89,7 @@ def test_few_rows_may_be_multiplied_as_columns(settings, monkeypatch):
 def test_recorded_steps_read_the_weights_anew_and_leave_nothing_out(monkeypatch):
     policy, tokenizer = likely_eos(tiny_policy("llama")), byte_tokenizer()
     monkeypatch.setattr(rollouts, "decoder_for", lambda policy: GraphDecoder)
-    for change in ("none", "weights", "adapters"):
+    for change in ("none", "the second text", "weights", "adapters"):
         if change == "weights":
             for parameter in policy.parameters():
                 parameter.mul_(1.1)
@@ -96,7 +98,8 @@ def test_recorded_steps_read_the_weights_anew_and_leave_nothing_out(monkeypatch)
             for name, parameter in policy.named_parameters():
                 if "lora_B" in name:
                     parameter.normal_(generator=torch.Generator().manual_seed(1))
-        rollout = sample(policy, tokenizer, PROMPTS * 4, 8, generator=torch.Generator().manual_seed(0))
+        prompts = PROMPTS[3:] * 16 if change == "the second text" else PROMPTS * 4  # a shorter one, in the same memory
+        rollout = sample(policy, tokenizer, prompts, 8, generator=torch.Generator().manual_seed(0))
         full = logprobs_of(response_logits(policy, rollout), rollout.response_ids)
         gap = (full - rollout.logprobs)[rollout.mask].abs().max()
         assert gap < 1e-3, f"sampled from another policy than the one at hand (changed: {change})"

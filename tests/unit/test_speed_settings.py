@@ -1,6 +1,7 @@
 """One trunk for policy and critic, logits in chunks, minibatches without padding: the same numbers for less work."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -69,9 +70,12 @@ def test_a_critic_of_another_trunk_starts_anew():
     policy = tiny_policy()
     other = Critic(copy.deepcopy(tiny_policy(seed=1).base_model))
     torch.nn.init.ones_(other.value_head.weight)
-    trainer = PPOTrainer(policy, vowels, tokenizer=byte_tokenizer(), critic=other, share_trunk=True, batch_size=4,
-                         minibatch_size=4, total_episodes=4, device="cpu")  # fmt: skip
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        trainer = PPOTrainer(policy, vowels, tokenizer=byte_tokenizer(), critic=other, share_trunk=True, batch_size=4,
+                             minibatch_size=4, total_episodes=4, device="cpu")  # fmt: skip
     assert not trainer.critic.value_head.weight.any(), "a head that read another trunk's states was taken over"
+    assert any("V(s) begins at 0" in str(one.message) for one in said), "a critic is left out and nothing is said"
 
 
 @pytest.mark.parametrize("entropy_coef", [0.0, 0.3])
