@@ -102,6 +102,7 @@ bench-efficiency: $(STAMP) ## replay against tuned PPO: tuning, frozen runs, the
 bench-speed: $(STAMP) ## sampling, updates and chapters against generate, TRL and before (an hour; leave the machine alone)
 	$(PY) benchmarks/speed.py sampling
 	$(PY) benchmarks/speed.py update
+	$(PY) benchmarks/speed.py curve
 	$(PY) benchmarks/speed.py growth
 	$(PY) benchmarks/speed.py chapters
 

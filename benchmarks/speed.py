@@ -3,6 +3,7 @@
     python benchmarks/speed.py limits      # the machine's own: memory bandwidth, matrix products
     python benchmarks/speed.py sampling    # against `generate` of transformers
     python benchmarks/speed.py update      # whole PPO updates against TRL 1.12.0's trainer, in its own environment
+    python benchmarks/speed.py curve       # scores over 20 updates of SmolLM2, TRL's trainer and v1's with less memory
     python benchmarks/speed.py growth      # with batch, response length, model size and vocabulary
     python benchmarks/speed.py chapters    # the book's chapters at an earlier commit and now
 
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -48,6 +50,7 @@ UPDATE_CASES = {
         },
     },
 }
+CURVES = ("trl", "memory")
 
 
 def spread(values: list[float]) -> dict:
@@ -186,22 +189,46 @@ class Worker:
         return self.answer()
 
 
-def update(arguments) -> None:
-    """Seconds and memory of whole updates. TRL collects garbage twice in each, for which its other ratio does not."""
+def trl_python() -> Path:
+    """The Python of TRL's own environment, which is made when it is not there."""
     sys.path.insert(0, str(PEERS))
     from run import environment
 
     python = environment("trl", ROOT / "_build" / "peers" / "trl", "torch==2.13.0")
     needed = ["vaderSentiment", "pydantic", "pyyaml", "safetensors"]
     subprocess.run([python, "-m", "pip", "install", "--quiet", *needed], check=True)
+    return python
+
+
+def make_worker(model: str, arm: str, scratch: str) -> Worker:
+    """The process of a contestant: "trl", or an arm of ours."""
+    case = {"model": model, "batch": UPDATE_CASES[model]["batch"], "tokens": TOKENS, "scratch": scratch}
+    if arm == "trl":
+        return Worker(trl_python(), case | {"side": "trl", "settings": {}})
+    return Worker(Path(sys.executable), case | {"side": "ours", "settings": UPDATE_CASES[model]["arms"][arm]})
+
+
+def curve(arguments) -> None:
+    """Scores and KL of 20 updates, every contestant in a process with one thread; rewards need no idle machine."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(2) as pool:
+
+        def run(arm: str) -> list[dict]:
+            worker = make_worker("smollm2", arm, scratch)
+            rows = [worker.update() for _ in range(arguments.rounds or 20)]
+            worker.process.stdin.close()
+            return [{"score": row["score"], "kl": row["kl"]} for row in rows]
+
+        arms = dict(zip(CURVES, pool.map(run, CURVES), strict=True))
+    store("curve", {"model": "smollm2", "batch": UPDATE_CASES["smollm2"]["batch"], "arms": arms})
+
+
+def update(arguments) -> None:
+    """Seconds and memory of whole updates. TRL collects garbage twice in each, for which its other ratio does not."""
     for name in arguments.models:
         case = UPDATE_CASES[name]
         with tempfile.TemporaryDirectory() as scratch:
-            common = {"model": name, "batch": case["batch"], "tokens": TOKENS, "scratch": scratch}
-            workers = {"trl": Worker(python, common | {"side": "trl", "settings": {}})} | {
-                arm: Worker(Path(sys.executable), common | {"side": "ours", "settings": settings})
-                for arm, settings in case["arms"].items()
-            }
+            workers = {arm: make_worker(name, arm, scratch) for arm in ("trl", *case["arms"])}
             rounds = arguments.rounds or (6 if name == "smollm2" else 30)
             found = take_turns({arm: worker.update for arm, worker in workers.items()}, rounds)
             for worker in workers.values():
@@ -299,7 +326,14 @@ def chapters(arguments) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = {"limits": limits, "sampling": sampling, "update": update, "growth": growth, "chapters": chapters}
+    commands = {
+        "limits": limits,
+        "sampling": sampling,
+        "update": update,
+        "curve": curve,
+        "growth": growth,
+        "chapters": chapters,
+    }
     parser.add_argument("command", choices=commands)
     parser.add_argument("--models", nargs="+", default=list(UPDATE_CASES), choices=UPDATE_CASES)
     parser.add_argument("--rounds", type=int, help="that count; by default what the command needs")

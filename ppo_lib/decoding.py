@@ -201,26 +201,29 @@ def norm(layer: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda x: rms_norm(x, weight.shape, weight, epsilon)
 
 
-def effective_weight(layer: nn.Module) -> Tensor | None:
-    """What a linear layer multiplies by, adapters added where it has some; None where it is no plain product."""
+def is_product(layer: nn.Module) -> bool:
+    """Whether a layer is a matrix product, with or without adapters that can be added to its weight."""
+    if type(layer) is nn.Linear:
+        return True
+    plain = hasattr(layer, "lora_A") and type(layer.base_layer) is nn.Linear
+    return plain and not any(layer.use_dora.values()) and not any(layer.lora_bias.values())
+
+
+def effective_weight(layer: nn.Module) -> Tensor:
+    """What a layer that `is_product` multiplies by, its adapters added."""
     if type(layer) is nn.Linear:
         return layer.weight
-    if not hasattr(layer, "lora_A") or type(layer.base_layer) is not nn.Linear:
-        return None
-    active = [name for name in layer.active_adapters if name in layer.lora_A] if not layer.disable_adapters else []
-    if layer.merged or not active:
-        return layer.base_layer.weight
-    if any(layer.use_dora.get(name) or layer.lora_bias.get(name) for name in active):
-        return None
-    return layer.base_layer.weight + sum(layer.get_delta_weight(name) for name in active)
+    active = [] if layer.disable_adapters or layer.merged else layer.active_adapters
+    return sum((layer.get_delta_weight(name) for name in active if name in layer.lora_A), layer.base_layer.weight)
 
 
 def _projection(layer: nn.Module) -> Callable[[Tensor], Tensor]:
     """`layer` itself where it is no plain matrix product; few rows are multiplied as columns where that is faster."""
-    weight = effective_weight(layer)
-    if weight is None or weight.dtype != layer.weight.dtype or torch.is_autocast_enabled(weight.device.type):
+    if not is_product(layer) or torch.is_autocast_enabled(layer.weight.device.type):
         return layer
-    bias = layer.bias
+    weight, bias = effective_weight(layer), layer.bias
+    if weight.dtype != layer.weight.dtype:  # adapters on frozen weights in half precision
+        return layer
     if weight.device.type != "cpu" or weight.shape[1] < WIDE:
         return lambda x: linear(x, weight, bias)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 from transformers import PreTrainedModel
 
-from ppo_lib.decoding import LlamaDecoder, LlamaLayer, LlamaStep, attend_by_kernel, effective_weight
+from ppo_lib.decoding import LlamaDecoder, LlamaLayer, LlamaStep, attend_by_kernel, effective_weight, is_product
 
 PLACES = 64  # room for a text comes in multiples of this, so that shapes repeat from rollout to rollout
 KEPT = 8  # recorded steps that a model keeps, the latest ones
@@ -25,19 +25,19 @@ class GraphDecoder(LlamaDecoder):
     @staticmethod
     def fits(policy: PreTrainedModel) -> bool:
         """Whether `policy` is a Llama or Qwen2 on a GPU whose projections can be copied."""
-        projections = [m for name, m in policy.model.named_modules() if name.endswith("_proj")]
-        plain = type(policy.lm_head) is nn.Linear and all(effective_weight(layer) is not None for layer in projections)
-        return plain and policy.device.type == "cuda"
+        if policy.device.type != "cuda" or type(policy.lm_head) is not nn.Linear:
+            return False
+        return all(is_product(layer) for name, layer in policy.model.named_modules() if name.endswith("_proj"))
 
     def make_step(self, room: int) -> LlamaStep:
         rows, length = self.attention_mask.shape
         device = self.policy.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else self.policy.model.layers[0].mlp.down_proj.weight.dtype
-        of_dtypes = _of_models.setdefault(self.policy, {})
-        if dtype not in of_dtypes:
-            of_dtypes[dtype] = Recorded(self.policy, dtype)
-        self.recorded = of_dtypes[dtype]
+        kinds, kind = _of_models.setdefault(self.policy, {}), (self.policy.device, dtype)
+        if kind not in kinds:
+            kinds[kind] = Recorded(self.policy, dtype)
+        self.recorded = kinds[kind]
         self.recorded.read(self.policy)
         return self.recorded.step(self.policy, rows, -(-(length + room) // PLACES) * PLACES)
 
@@ -90,7 +90,7 @@ def forget() -> None:
     _of_models.clear()
 
 
-_of_models: weakref.WeakKeyDictionary[PreTrainedModel, dict[torch.dtype, Recorded]] = weakref.WeakKeyDictionary()
+_of_models: weakref.WeakKeyDictionary[PreTrainedModel, dict[tuple, Recorded]] = weakref.WeakKeyDictionary()
 
 
 class RecordedStep(LlamaStep):

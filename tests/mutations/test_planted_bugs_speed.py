@@ -40,8 +40,7 @@ BUGS = [
         "is decoded by sums that are not its own"),
     # recorded steps
     Bug("weights copied once and for all", GraphDecoder.make_step, "self.recorded.read(self.policy)",
-        "dtype in of_dtypes and self.recorded.__dict__.setdefault('was_read', self.recorded.read(self.policy) or 1)"
-        " if 'was_read' not in self.recorded.__dict__ else None",
+        "vars(self.recorded).get('once') or (self.recorded.read(self.policy), vars(self.recorded).update(once=1))",
         RECORDED, "(changed: weights)"),
     Bug("adapters left out of the copy", CopiedLayer.read, "effective_weight(source)", "source.weight",
         RECORDED, "(changed: adapters)"),
