@@ -49,7 +49,7 @@ ABLATION_SEEDS = SEEDS[:5]
 VARIED = {"ppo": 6, "naive": 3, "replay": 3, "grpo": 0}  # tried again with another λ; GRPO has none
 WIDE = {"ppo": 24, "naive": 0, "replay": 24, "grpo": 0}  # drawn from a wider grid
 IMPROVED = 4  # of replay's settings are tried with what came last: PPO and replay try 54 settings each
-FINALISTS = {"ppo": 12, "naive": 2, "replay": 6, "grpo": 2}  # tried on all tuning seeds; PPO gets most runs in all
+FINALISTS = {"ppo": 12, "naive": 2, "replay": 6, "grpo": 2}  # tried on all tuning seeds
 HEALTH = {"reuse": "efficiency/reuse_ratio", "ess": "replay/ess", "distance": "replay/kl", "age": "replay/batch_age",
           "held": "replay/size"}  # fmt: skip
 COLUMNS = ("responses", "tokens", "steps", "objective", "score", "kl", "entropy", "cpu", "generating", *HEALTH)

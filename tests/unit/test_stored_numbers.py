@@ -95,19 +95,21 @@ def test_what_was_not_measured_is_a_dash(ppo_book):
 EFFICIENCY = "sample_efficiency"
 
 
-def test_the_opponent_of_replay_was_tuned_most():
+def test_the_opponent_of_replay_was_tuned_as_long():
     for task, runs in stored.load(f"{EFFICIENCY}/frozen.json")["tuning_runs"].items():
-        assert runs["ppo"] == max(runs.values()), f"on {task} another arm than PPO had most tries"
+        assert abs(runs["ppo"] - runs["replay"]) < 10, f"on {task} the numbers of tries are far apart"
+        assert min(runs["ppo"], runs["replay"]) > 3 * max(runs["naive"], runs["grpo"])
 
 
 def test_the_guides_show_the_settings_that_tuning_chose():
     chosen = stored.load(f"{EFFICIENCY}/frozen.json")["settings"]
     sparse, dense = chosen["sparse"]["replay"], chosen["dense"]["replay"]
     rare = {"whiten_advantages": False, "lam": 1.0, "learning_rate": 5e-4, "minibatch_size": 64}
-    assert rare.items() <= sparse.items() and sparse["replay_recency"] == 16.0
+    assert rare.items() <= sparse.items() and (sparse["min_ess"], sparse["replay_recency"]) == (0.0, 4.0)
     shown = {
         "batch_size": 32, "replay_sample_size": 96, "max_replay_reuse": 2, "replay_recency": 2.0, "lam": 1.0,
         "replay_keep_best": 0.05, "minibatch_size": 64, "learning_rate": 2e-3, "whiten_advantages": False,
+        "replay_gains_only": True, "replay_spacing": 3,
     }  # fmt: skip
     assert shown.items() <= dense.items()
     assert not any("replay_priority" in task["replay"] for task in chosen.values()), "priorities won a tuning"
