@@ -63,12 +63,15 @@ def runs_of(folder: Path) -> list[dict]:
 
 
 def do(jobs: list[dict], pool, folder: Path, until: float) -> None:
-    """Run what is not stored yet; stop waiting at `until` on the clock."""
+    """Run what is not stored yet; end the program at `until` on the clock."""
     known = [{key: run[key] for key in jobs[0]} for run in runs_of(folder)]
     results = pool.imap_unordered(work, [job for job in jobs if job not in known])
-    with contextlib.suppress(StopIteration, multiprocessing.TimeoutError):
+    with contextlib.suppress(StopIteration):
         for number in itertools.count(1):
-            run = results.next(timeout=max(0.1, until - time.monotonic()))
+            try:
+                run = results.next(timeout=max(0.1, until - time.monotonic()))
+            except multiprocessing.TimeoutError:
+                raise SystemExit("the time is over: run this again to go on") from None
             with open(folder / "runs.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(run) + "\n")
             print(f"{number} {run['stage']} {run['arm']} {run['seed']}: {mean(run):.3f}", flush=True)

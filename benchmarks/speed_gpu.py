@@ -9,6 +9,7 @@ weight and the keys and values of all texts, so the bytes over the memory's band
 
 import argparse
 import contextlib
+import gc
 import itertools
 import statistics
 import time
@@ -125,6 +126,7 @@ def compiled(policy, world, machine: dict) -> list[dict]:
             print(rounded(rows[-1]), flush=True)
     finally:
         CopiedLayer.step = plain
+        graphs.forget()
     return rows
 
 
@@ -135,6 +137,7 @@ def updates(policy, make_world, rounds: int) -> list[dict]:
     for arm, settings in UPDATES.items():
         world, parts = make_world(), {}
         graphs.forget()
+        gc.collect()  # the last trainer and its timed methods hold each other
         torch.cuda.empty_cache()
         torch.set_float32_matmul_precision("high" if "TF32" in arm else "highest")
         trainer = PPOTrainer(
@@ -148,7 +151,7 @@ def updates(policy, make_world, rounds: int) -> list[dict]:
             trainer.train_step((world.prompts * 9)[64 * number : 64 * (number + 1)])
         medians = {name: statistics.median(times[2:]) for name, times in parts.items()}
         rows.append({
-            "arm": arm, "settings": settings, "batch": 64, "epochs": 4, "parts": medians,
+            "arm": arm, "settings": settings, "batch": 64, "epochs": 4, "rounds": rounds, "parts": medians,
             "seconds": sum(medians.values()), "peak_mib": torch.cuda.max_memory_allocated() / 2**20,
         })  # fmt: skip
         print(rounded(rows[-1]), flush=True)
@@ -213,6 +216,7 @@ def attentions(policy, world, machine: dict) -> list[dict]:
         rows.append({"batch": batch, "precision": precision, "attention": name, "step": step})
         print(rounded(rows[-1]), flush=True)
     CopiedLayer.attend = staticmethod(chosen)
+    graphs.forget()
     return rows
 
 

@@ -202,10 +202,10 @@ def norm(layer: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def is_product(layer: nn.Module) -> bool:
-    """Whether a layer is a matrix product, with or without adapters that can be added to its weight."""
+    """Whether a layer is a matrix product, with or without adapters that can be added to its weight without loss."""
     if type(layer) is nn.Linear:
         return True
-    plain = hasattr(layer, "lora_A") and type(layer.base_layer) is nn.Linear
+    plain = hasattr(layer, "lora_A") and type(layer.base_layer) is nn.Linear and layer.weight.dtype == torch.float32
     return plain and not any(layer.use_dora.values()) and not any(layer.lora_bias.values())
 
 
@@ -222,8 +222,6 @@ def _projection(layer: nn.Module) -> Callable[[Tensor], Tensor]:
     if not is_product(layer) or torch.is_autocast_enabled(layer.weight.device.type):
         return layer
     weight, bias = effective_weight(layer), layer.bias
-    if weight.dtype != layer.weight.dtype:  # adapters on frozen weights in half precision
-        return layer
     if weight.device.type != "cpu" or weight.shape[1] < WIDE:
         return lambda x: linear(x, weight, bias)
 

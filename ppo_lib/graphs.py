@@ -1,9 +1,10 @@
 """Decoding on a GPU: a step recorded as one CUDA graph, for starting a thousand small kernels is what a token costs.
 
 A graph is recorded once for each shape and replayed ever after. It reads and writes memory that must stay where it is,
-so the weights are copied to a place of their own before each rollout, adapters merged into them.
+so the weights are copied to a place of their own before each rollout, adapters added to them.
 """
 
+import functools
 import weakref
 
 import torch
@@ -14,18 +15,23 @@ from transformers import PreTrainedModel
 from ppo_lib.decoding import LlamaDecoder, LlamaLayer, LlamaStep, attend_by_kernel, effective_weight, is_product
 
 PLACES = 64  # room for a text comes in multiples of this, so that shapes repeat from rollout to rollout
+SMALLEST = 16  # texts of a recorded step; below, leaving saves nothing
 KEPT = 8  # recorded steps that a model keeps, the latest ones
 
 
 class GraphDecoder(LlamaDecoder):
-    """`LlamaDecoder` with a recorded step. Finished texts leave by halves of the batch: shapes must repeat."""
+    """`LlamaDecoder` with a recorded step. Finished texts leave by halves of the batch: shapes must repeat.
+
+    Decoders of one model share its recorded steps: use one after the other.
+    """
 
     SHARE_THAT_STAYS = 0.5
 
     @staticmethod
     def fits(policy: PreTrainedModel) -> bool:
-        """Whether `policy` is a Llama or Qwen2 on a GPU whose projections can be copied."""
-        if policy.device.type != "cuda" or type(policy.lm_head) is not nn.Linear:
+        """Whether `policy` is a Llama or Qwen2 on a GPU whose weights can be copied without loss."""
+        ends = (type(policy.model.embed_tokens), type(policy.lm_head))
+        if policy.device.type != "cuda" or ends != (nn.Embedding, nn.Linear):
             return False
         return all(is_product(layer) for name, layer in policy.model.named_modules() if name.endswith("_proj"))
 
@@ -34,7 +40,8 @@ class GraphDecoder(LlamaDecoder):
         device = self.policy.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else self.policy.model.layers[0].mlp.down_proj.weight.dtype
-        kinds, kind = _of_models.setdefault(self.policy, {}), (self.policy.device, dtype)
+        tied = self.policy.lm_head.weight is self.policy.model.embed_tokens.weight
+        kinds, kind = _of_models.setdefault(self.policy, {}), (self.policy.device, dtype, tied)
         if kind not in kinds:
             kinds[kind] = Recorded(self.policy, dtype)
         self.recorded = kinds[kind]
@@ -47,7 +54,7 @@ class GraphDecoder(LlamaDecoder):
     def keep(self, rows: Tensor) -> None:
         self.logits = self.logits[rows]
         whole, size = self.step, len(self.step.tokens)
-        while size // 2 >= len(rows):
+        while size // 2 >= max(len(rows), SMALLEST):
             size //= 2
         self.step = self.recorded.step(self.policy, size, whole.hidden.shape[-1])
         self.step.take(whole, torch.cat([rows, rows[:1].expand(size - len(rows))]))  # what is too much is a copy
@@ -70,7 +77,8 @@ class Recorded:
         """Copy the weights as they are now."""
         self.embedding.copy_(policy.model.embed_tokens.weight)
         self.norm.weight.copy_(policy.model.norm.weight)
-        self.head.copy_(policy.lm_head.weight)
+        if self.head is not self.embedding:
+            self.head.copy_(policy.lm_head.weight)
         if self.head_bias is not None:
             self.head_bias.copy_(policy.lm_head.bias)
         for copied, layer in zip(self.layers, policy.model.layers, strict=True):
@@ -85,9 +93,17 @@ class Recorded:
         return found
 
 
-def forget() -> None:
-    """Give back the memory of all recorded steps; they are recorded again when they are needed."""
+def forget() -> bool:
+    """Give back the memory of all recorded steps, and say whether there were any; they can be recorded again."""
+    some = bool(_of_models)
     _of_models.clear()
+    return some
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Where steps are recorded; each stream has a workspace of its own, so there is one."""
+    return torch.cuda.Stream(device)
 
 
 _of_models: weakref.WeakKeyDictionary[PreTrainedModel, dict[tuple, Recorded]] = weakref.WeakKeyDictionary()
@@ -98,18 +114,18 @@ class RecordedStep(LlamaStep):
 
     def __init__(self, policy: PreTrainedModel, weights: Recorded, rows: int, places: int):
         super().__init__(policy, weights.layers, rows, places, weights.dtype)
-        self.embed = lambda tokens: embedding(tokens, weights.embedding)
-        self.norm = weights.norm
-        self.head = lambda x: linear(x.to(weights.dtype), weights.head, weights.head_bias)
+        table, self.norm, head, bias = weights.embedding, weights.norm, weights.head, weights.head_bias
+        self.embed = lambda tokens: embedding(tokens, table)
+        self.head = lambda x: linear(x.to(head.dtype), head, bias)
         self.tokens = torch.zeros(rows, dtype=torch.long, device=policy.device)
         self.now = torch.zeros(1, dtype=torch.long, device=policy.device)  # the place of the next token
         self.hidden.fill_(-torch.inf)
         self.graph = None
         if policy.device.type == "cuda":
-            self.record()
+            with torch.cuda.device(policy.device), torch.no_grad():
+                self.record(_stream(policy.device))
 
-    def record(self) -> None:
-        aside = torch.cuda.Stream()
+    def record(self, aside: torch.cuda.Stream) -> None:
         aside.wait_stream(torch.cuda.current_stream())
         with torch.autocast("cuda", enabled=False):
             with torch.cuda.stream(aside):
@@ -117,7 +133,7 @@ class RecordedStep(LlamaStep):
                     self.work()
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
                 self.work()
         self.graph = graph
 
@@ -138,6 +154,8 @@ class RecordedStep(LlamaStep):
 
     def fill(self, cache: list, prompt_mask: Tensor) -> None:
         self.hidden.fill_(-torch.inf)
+        self.keys.zero_()  # a NaN of an earlier text would show through −∞
+        self.values.zero_()
         super().fill(cache, prompt_mask)
         self.now.fill_(prompt_mask.shape[1])
 

@@ -170,24 +170,27 @@ class FittingSize:
         self.name, self.size = name, size
 
     def fit(self, work: Callable[[int], Any]) -> Any:
-        """`work(size)`, again with half the size wherever memory runs out.
+        """`work(size)`; where memory runs out again, first without what `graphs` keeps, then with half the size.
 
         Raises:
             RuntimeError: memory runs out with one response at a time; the message says what to change.
         """
+        tried_without = False
         while True:
             try:
                 return work(self.size)
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
-                if self.size == 1:
+                again, tried_without = not tried_without and graphs.forget(), True
+                if self.size == 1 and not again:
                     error.add_note(
                         "even one response at a time does not fit: set `activation_checkpointing`, `lora_rank`, "
                         "`response_logits_only` or `mixed_precision`, or lower `max_new_tokens`"
                     )
                     raise
-            self.size //= 2
-            graphs.forget()
             release_memory()
+            if again:
+                continue
+            self.size //= 2
             warnings.warn(f"out of memory: {self.name} now takes {self.size} responses at a time", stacklevel=2)

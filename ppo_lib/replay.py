@@ -159,8 +159,9 @@ class ReplayBuffer:
         logits = self.priority_exponent * priorities.log()
         if self.recency is not None:
             logits = logits - self.ages(version).double() / self.recency
-        logits = logits.clamp(min=logits.max() - 500)  # P_i is never 0 by itself: ω divides by it
-        return torch.softmax(logits.masked_fill(~self.ready(version), -math.inf), dim=0)
+        rests = ~self.ready(version)
+        floor = logits.masked_fill(rests, -math.inf).max() - 500  # P_i is never 0 by itself: ω divides by it
+        return torch.softmax(logits.clamp(min=floor).masked_fill(rests, -math.inf), dim=0)
 
     def sample(self, size: int, version: int, generator: torch.Generator) -> ReplayRollout | None:
         """Draw at most `size` different responses to train on in update `version`; None where none is ready.

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ppo_lib.decoding import decoder_for
 from ppo_lib.models import Critic, model_inputs
 
-ASK_GPU_EVERY = 8  # tokens after which a GPU is asked whether all texts have ended: an answer makes it wait
+ASK_EVERY = {"cuda": 8}  # tokens after which a device is asked whether all texts have ended: a GPU must wait for it
 
 
 @dataclass
@@ -183,9 +183,12 @@ def sample(
     rows = torch.arange(count, device=device)  # the texts that the decoder still has
     running = torch.ones(count, dtype=torch.bool, device=device)  # which of them go on
     ended = torch.ones(count, dtype=torch.bool, device=device)
-    every = ASK_GPU_EVERY if device.type == "cuda" else 1
+    every = ASK_EVERY.get(device.type, 1)
+    start = None if generator is None else generator.get_state()
     for t in range(max_new_tokens):
-        uniform = torch.rand(count, 1, generator=generator, dtype=torch.float64).to(device)
+        if t % every == 0:
+            uniforms = torch.rand(every, count, 1, generator=generator, dtype=torch.float64).to(device)
+        uniform = uniforms[t % every]
         step_logprobs = torch.log_softmax(decoder.logits.float() / temperature, dim=-1)  # [b, V]
         token = step_logprobs.argmax(dim=-1) if greedy else draw(step_logprobs, uniform[rows])  # [b]
         token = torch.where(running, token, tokenizer.pad_token_id)
@@ -204,6 +207,9 @@ def sample(
         decoder.append(token)
     ended[rows] = ~running
     longest = int(mask.sum(dim=1).max())
+    if start is not None and every > 1:  # leave the generator where a CPU would
+        generator.set_state(start)
+        torch.rand(longest, count, 1, generator=generator, dtype=torch.float64)
     response_ids, mask, logprobs = response_ids[:, :longest], mask[:, :longest], logprobs[:, :longest]
     prompt_rows = [row[kept] for row, kept in zip(prompt_ids, prompt_mask, strict=True)]
     response_rows = [row[kept] for row, kept in zip(response_ids, mask, strict=True)]

@@ -16,7 +16,7 @@ SEEDS = (0, 1, 2)
 def slow(monkeypatch):
     """Every model's decoder, whose batch stays whole, and minibatches with all their padding."""
     monkeypatch.setattr(rollouts, "decoder_for", lambda policy: Decoder)
-    monkeypatch.setattr(rollouts, "SHARE_THAT_STAYS", 0.0)
+    monkeypatch.setattr(Decoder, "SHARE_THAT_STAYS", 0.0)
     monkeypatch.setattr(rollouts.Rollout, "trimmed", lambda rollout: rollout)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ppo_lib import decoding
+from ppo_lib import decoding, graphs
 from ppo_lib import rollout as rollouts
 from ppo_lib.decoding import Decoder, LlamaDecoder, decoder_for
 from ppo_lib.graphs import GraphDecoder, _of_models, forget
@@ -46,6 +46,11 @@ def largest_gap(policy, decoder_class, prompts, leaving_at=None) -> float:
 
 CASES = [(family, Decoder) for family in FAMILIES]
 CASES += [(family, decoder) for family in ("llama", "qwen2") for decoder in (LlamaDecoder, GraphDecoder)]
+
+
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch):
+    monkeypatch.setattr(graphs, "SMALLEST", 2)
 
 
 @pytest.mark.parametrize(["family", "decoder"], CASES)
@@ -148,6 +153,20 @@ def test_texts_that_finish_and_leave_change_nothing(family, monkeypatch):
         assert run.responses == runs[0].responses, "a response depends on when the others finish"
         assert torch.equal(run.ended, runs[0].ended), "`ended` is lost for texts that left the batch"
         assert torch.allclose(run.logprobs, runs[0].logprobs, atol=1e-4), "log-probs depend on when the others finish"
+
+
+@pytest.mark.parametrize("boost", [4.0, 9.0], ids=["some end early", "all end early"])
+def test_asking_seldom_whether_texts_have_ended_changes_nothing(boost, monkeypatch):
+    policy, tokenizer, runs = likely_eos(tiny_policy(), boost), byte_tokenizer(), []
+    for every in (1, 4, 5, 50):
+        monkeypatch.setattr(rollouts, "ASK_EVERY", {"cpu": every})
+        generator = torch.Generator().manual_seed(4)
+        runs.append((sample(policy, tokenizer, PROMPTS * 4, 12, generator=generator), generator.get_state()))
+    (first, state), *others = runs
+    for other, other_state in others:
+        assert other.responses == first.responses and torch.equal(other.mask, first.mask), "other responses"
+        assert torch.equal(other.ended, first.ended) and torch.allclose(other.logprobs, first.logprobs, atol=1e-4)
+        assert torch.equal(other_state, state), "the next rollout would draw other numbers than on a CPU"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from ppo_lib import ppo_v1, ppo_v2
-from ppo_lib.decoding import decoder_for
+from ppo_lib.decoding import LlamaDecoder, decoder_for
 from ppo_lib.graphs import GraphDecoder
-from ppo_lib.memory import add_adapters
+from ppo_lib.memory import add_adapters, freeze_in
 from ppo_lib.models import model_inputs
 from ppo_lib.rollout import encode_prompts, logprobs_of, response_logits, sample
 from ppo_lib.worlds import load
@@ -88,6 +88,13 @@ def test_half_precision_and_adapters(dtype, adapters):
         full = logprobs_of(response_logits(policy, found), found.response_ids)
     gap = (full - found.logprobs)[found.mask].abs()
     assert gap.mean() < 0.02, f"log-probs differ by {gap.mean():.3g} in the mean"
+
+
+def test_adapters_on_weights_in_half_precision_are_not_merged():
+    policy = load("reviews").model.to("cuda")
+    add_adapters(policy, 4, 8.0, seed=0)
+    freeze_in(policy, torch.bfloat16)
+    assert decoder_for(policy) is LlamaDecoder, "adapters are rounded to half precision"
 
 
 @pytest.mark.parametrize("settings", [

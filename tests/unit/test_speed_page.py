@@ -52,7 +52,7 @@ def test_what_is_said_of_the_gpu():
     assert by_batch[64] < 0.6 * plain[64, "bfloat16"], "compiling no longer halves a step"
     saved = (plain[64, "bfloat16"] - by_batch[64]) * found["sampling"][0]["new_tokens"] / 1e3
     updates = {row["arm"]: row for row in found["updates"]}
-    assert 0.03 < saved / updates["one trunk, bf16"]["seconds"] < 0.07, "what compiling would save of an update"
+    assert 0.03 < saved / updates["one trunk, bf16"]["seconds"] < 0.05, "what compiling would save of an update"
     shares = [row["step"]["share_of_bandwidth"] for row in found["sizes"]]
     assert shares == sorted(shares)
     times = {name: row["parts"]["update"] for name, row in updates.items()}
