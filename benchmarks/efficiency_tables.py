@@ -150,7 +150,7 @@ def ablation_table(arms: dict[str, dict[int, Curve]], names: list[str], levels: 
 
 def analyse(folder: Path) -> dict:
     """Write summary.json beside the curves; tasks and arms that have not run yet are left out."""
-    main_arms, tasks, ablations = ("ppo", "replay", "same", "grpo", "naive"), {}, {}
+    main_arms, tasks, ablations = ("ppo", "replay", "same", "grpo", "naive", "runner-up"), {}, {}
     evaluation = json.loads((folder / "evaluations.json").read_text())["cpu_seconds"]
     for task, arms in read_curves(folder / "curves.csv").items():
         for curve in [curve for runs in arms.values() for curve in runs.values()]:

@@ -250,7 +250,7 @@ ABLATIONS = {
     "one epoch": {"num_ppo_epochs": 1},
 }
 ABLATED = ("sparse", "dense")
-ARMS = ("ppo", "replay", "same", "grpo", "naive")
+ARMS = ("ppo", "replay", "same", "grpo", "naive", "runner-up")
 
 
 def frozen() -> dict[str, dict[str, dict]]:
@@ -266,6 +266,8 @@ def arm(task_name: str, name: str) -> tuple[str, dict]:
     chosen = frozen()[TASKS[task_name].tuned_on or task_name]
     if name in FAMILIES:
         return name, chosen[name]
+    if name == "runner-up":  # PPO's second best: was the best a lucky choice, or an unlucky one?
+        return "ppo", chosen[name]
     replay = chosen["replay"]
     if name == "same":  # v1 with the settings of replay and one epoch
         shared = {key: value for key, value in replay.items() if key not in REPLAY_SETTINGS}
@@ -369,7 +371,10 @@ def freeze(tried: list[dict]) -> None:
         means.setdefault(key, []).append(row["mean"])
     for (task, family, settings), found in sorted(means.items(), key=lambda item: statistics.fmean(item[1])):
         if len(found) == len(TUNING_SEEDS):
-            chosen.setdefault(task, {})[family] = json.loads(settings)  # the best comes last
+            of_task = chosen.setdefault(task, {})
+            if family == "ppo" and family in of_task:
+                of_task["runner-up"] = of_task[family]
+            of_task[family] = json.loads(settings)  # the best comes last
     write_json(FOLDER / "frozen.json", {"settings": chosen, "tuning_runs": runs, **provenance("scipy")})
 
 
