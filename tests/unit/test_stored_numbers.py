@@ -115,6 +115,8 @@ def test_the_guides_show_the_settings_that_tuning_chose():
     assert not any("replay_priority" in task["replay"] for task in chosen.values()), "priorities won a tuning"
     reused = {name: task["replay"].get("max_replay_reuse", 8) for name, task in chosen.items()}
     assert reused == {"dense": 2, "sparse": 8, "sums": 2}
+    gains = {name: task["replay"].get("replay_gains_only", False) for name, task in chosen.items()}
+    assert gains == {"dense": True, "sparse": False, "sums": True}, "the pages say who learns from gains alone"
 
 
 def test_the_buffer_takes_megabytes():
@@ -145,6 +147,23 @@ def test_the_best_settings_of_ppo_had_several_epochs():
     assert {task["ppo"]["num_ppo_epochs"] for task in chosen.values()} == {2, 4, 8}
 
 
+def test_ideas_that_tuning_tried_last():
+    """What the replay guide says of them: beside the same settings, on the first tuning seed."""
+    tried = [row for row in stored.load(f"{EFFICIENCY}/tuning.jsonl") if row["family"] == "replay" and row["seed"] == 1]
+    new = ("replay_gains_only", "replay_spacing")
+    plain = {str((row["task"], row["settings"])): row["mean"] for row in tried}
+    alone, sparse_gains = [], []
+    for row in tried:
+        settings = {name: value for name, value in row["settings"].items() if name not in new}
+        before = plain.get(str((row["task"], settings)))
+        if row["settings"].get("replay_spacing") and not row["settings"].get("replay_gains_only"):
+            alone.append(row["mean"] - before)
+        if row["task"] == "sparse" and row["settings"].get("replay_gains_only"):
+            sparse_gains.append(row["mean"])
+    assert len(alone) == 12 and sum(change < 0 for change in alone) > 8, "spacing alone no longer hurts mostly"
+    assert len(sparse_gains) == 8 and max(sparse_gains) < 0.05, "gains alone learned something on reviews-sparse"
+
+
 def arms_of(task: str) -> dict:
     return stored.load(f"{EFFICIENCY}/summary.json")["tasks"][task]["arms"]
 
@@ -154,20 +173,20 @@ def against(task: str, opponent: str) -> list[float]:
     return arms_of(task)["replay"]["until"]["90"][f"against_{opponent}"]
 
 
-def test_replay_pays_on_two_tasks_and_perhaps_on_the_others():
-    for task in ("sparse", "proxy"):
+def test_where_replay_pays():
+    for task in ("sparse", "dense", "sums"):
         assert against(task, "ppo")[1] > 1, f"the interval on {task} does not lie above 1"
-    for task in ("dense", "sums"):
-        ratio, low, _ = against(task, "ppo")
-        assert low < 1 < ratio, f"on {task} the interval no longer holds 1: say so on the pages"
-    for task in ("dense", "sparse", "sums", "proxy"):
-        assert arms_of(task)["replay"]["until"]["50"]["against_ppo"][1] > 1, f"half of the way on {task}"
+    ratio, low, _ = against("proxy", "ppo")
+    assert low < 1 < ratio, "on proxy the interval no longer holds 1: say so on the pages"
+    half = {t: arms_of(t)["replay"]["until"]["50"]["against_ppo"] for t in ("dense", "sparse", "sums", "proxy")}
+    assert [task for task, (_, low, _) in half.items() if low > 1] == ["sparse"], half
+    assert [task for task, (*_, high) in half.items() if high < 1] == ["sums"], half
 
 
 def test_one_epoch_needs_more_tokens():
     intervals = {task: against(task, "same") for task in ("dense", "sparse", "sums", "proxy")}
     assert all(low > 1 for _, low, _ in intervals.values())
-    assert [task for task, (ratio, *_) in intervals.items() if ratio > 2] == ["sparse", "proxy"]
+    assert [task for task, (ratio, *_) in intervals.items() if ratio >= 2] == ["dense", "sparse", "sums"]
 
 
 def test_no_run_of_replay_and_none_of_tuned_ppo_collapsed():
@@ -178,19 +197,17 @@ def test_no_run_of_replay_and_none_of_tuned_ppo_collapsed():
     for row in stored.load(f"{EFFICIENCY}/curves.csv"):
         runs.setdefault((row["task"], row["arm"], row["seed"]), []).append(row["objective"])
     fell = [arm for (_, arm, _), run in runs.items() if arm in ("ppo", "replay") and min(run) < run[0] - 0.5]
-    assert fell == ["replay"] * 3, f"runs that fell below their start on the way: {fell}"
+    assert fell == ["replay"] * 2, f"runs that fell below their start on the way: {fell}"
     assert not any(arm["ppo"]["collapsed"] for arm in arms.values())
 
 
-@pytest.mark.parametrize("task", ["dense", "sparse", "sums", "proxy"])
-def test_replay_takes_longer_where_it_replays_most(task):
-    times = arms_of(task)["replay"]["until"]["90"]["time_against_ppo"]
-    if task == "sparse":
-        assert all(high < 1 for *_, high in times.values()), f"replay is no longer surely slower: {times}"
-    else:
-        assert all(high > 1 for *_, high in times.values()), f"replay is surely slower on {task}: {times}"
-    surely_faster = times["60 % of the time"][1] > 1
-    assert surely_faster == (task == "proxy"), f"on {task} at 60 %: {times}"
+def test_what_replay_costs_in_time():
+    times = {t: arms_of(t)["replay"]["until"]["90"]["time_against_ppo"] for t in ("dense", "sparse", "sums", "proxy")}
+    assert all(high < 1 for *_, high in times["sparse"].values()), "replay is no longer surely slower on reviews-sparse"
+    for ratio, low, _ in times["sums"].values():
+        assert low > 1.39 and 1.8 < ratio < 2.2, "replay is no longer about twice as fast on sums"
+    assert all(low < 1 < high for _, low, high in times["dense"].values()), "times on reviews are no longer equal"
+    assert times["proxy"]["1"][2] < 1 and times["proxy"]["5"][2] > 1, "learned reward: slower unless it is dear"
 
 
 def test_naive_replay_beside_v2():
@@ -198,7 +215,7 @@ def test_naive_replay_beside_v2():
     for task in ("dense", "sparse"):
         naive, v2 = (arms_of(task)[name]["until"]["90"]["tokens"] for name in ("naive", "replay"))
         ratios[task] = naive / v2
-    assert abs(ratios["sparse"] - 1) < 0.1 and 1.25 < ratios["dense"] < 1.45, ratios
+    assert abs(ratios["sparse"] - 1) < 0.15 and 1.6 < ratios["dense"] < 1.8, ratios
 
 
 def test_grpo_needs_more_tokens_than_tuned_ppo_but_on_one_task():
