@@ -80,7 +80,7 @@ def until(runs: dict[int, Curve], arms: dict[str, dict[int, Curve]], threshold: 
     row = {"tokens": round(float(np.mean(tokens))), "median": round(float(np.median(tokens))), "censored": censored}
     for cost in ("responses", "steps", "cpu"):
         row[cost] = round(float(np.mean(reached(runs, threshold, cost)[0])), 1)
-    for name in ("ppo", "same"):
+    for name in ("ppo", "same", "runner-up"):
         baseline = arms.get(name, {})
         if len(baseline) > 1:
             row[f"against_{name}"] = compared(runs, baseline, threshold)
