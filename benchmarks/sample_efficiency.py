@@ -17,6 +17,7 @@ measures what one of them takes, and the tables take it out again.
 
 import argparse
 import csv
+import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -34,7 +35,7 @@ from efficiency_tables import analyse
 from record import RESULTS, provenance, write_json
 
 from ppo_lib import ppo_v1, ppo_v2, worlds
-from ppo_lib.config import REPLAY_SETTINGS
+from ppo_lib.config import REPLAY_SETTINGS, ReplayConfig
 from ppo_lib.data import PPODataset
 from ppo_lib.estimators import kl_k1
 from ppo_lib.ppo import Metrics
@@ -278,6 +279,11 @@ def arm(task_name: str, name: str) -> tuple[str, dict]:
     return "replay", settings | {"minibatch_size": min(settings["minibatch_size"], fits)}
 
 
+def whole(settings: dict) -> dict:
+    """The settings with the defaults of all others."""
+    return dataclasses.asdict(ReplayConfig(**settings))
+
+
 def work(job: tuple) -> tuple[tuple, list[dict]]:
     """A job in a worker process: (key, task name, episodes, family, settings, seed) → its key and curve."""
     key, task_name, episodes, family, settings, seed = job
@@ -404,7 +410,7 @@ def add_curves(keys: list[tuple[str, str, int]], arguments) -> None:
     for key in keys:
         task_name, name, seed = key
         family, settings = arm(task_name, name)
-        changes_nothing = name in ABLATIONS and settings == arm(task_name, "replay")[1]
+        changes_nothing = name in ABLATIONS and whole(settings) == whole(arm(task_name, "replay")[1])
         if key not in known and not changes_nothing:
             task = TASKS[task_name]
             episodes = task.tuning_episodes if name in ABLATIONS else task.episodes

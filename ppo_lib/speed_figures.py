@@ -1,8 +1,10 @@
 """Figures of the page "How fast is it", from the runs that `benchmarks/speed.py` stored."""
 
+from statistics import fmean
+
 import plotly.graph_objects as go
 
-from ppo_lib.plots import bars
+from ppo_lib.plots import bars, lines
 from ppo_lib.stored import load
 
 MODELS = {"tiny": "0.9 M", "smollm2": "SmolLM2"}
@@ -45,3 +47,15 @@ def update(model: str) -> go.Figure:
         caption="Without TRL's garbage collection, most of an update is its four epochs, forward and backward.",
     )
     return figure.update_layout(barmode="stack")
+
+
+def curve() -> go.Figure:
+    """Mean scores of the updates of SmolLM2, TRL's trainer and v1 with less memory."""
+    arms = load("speed/curve.json")["arms"]
+    scores = {ARMS[name]: [row["score"] for row in rows] for name, rows in arms.items()}
+    said = "; ".join(f"{name} from {fmean(s[:5]):.2f} to {fmean(s[-5:]):.2f}" for name, s in scores.items())
+    return lines(
+        list(range(1, 1 + max(map(len, scores.values())))), scores, x="update", y="mean score (VADER)",
+        alt=f"Mean scores of the updates, the first five and the last five: {said}.",
+        caption="One seed, eight responses an update: a single point means little.",
+    )  # fmt: skip
