@@ -66,7 +66,14 @@ def test_chapters_together():
     assert content["total"]["now"] < content["total"]["before"], "the book got slower"
 
 
-@pytest.mark.parametrize("name, arguments", [("sampling", ()), ("update", ("tiny",)), ("update", ("smollm2",))])
+def test_less_memory_learns_no_less():
+    arms = stored.load("speed/curve.json")["arms"]
+    late = {name: [sum(row[what] for row in rows[-5:]) / 5 for what in ("score", "kl")] for name, rows in arms.items()}
+    assert all(len(rows) == 20 for rows in arms.values())
+    assert late["memory"][0] > late["trl"][0] and 6 < late["memory"][1] / late["trl"][1] < 8, late
+
+
+@pytest.mark.parametrize("name, arguments", [("curve", ()), ("sampling", ()), ("update", ("tiny",)), ("update", ("smollm2",))])
 def test_figures_have_their_texts(name, arguments):
     figure = getattr(speed_figures, name)(*arguments)
     assert figure.data and figure.layout.meta["alt"] and figure.layout.meta["caption"]
