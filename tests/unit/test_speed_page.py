@@ -73,7 +73,10 @@ def test_less_memory_learns_no_less():
     assert late["memory"][0] > late["trl"][0] and 6 < late["memory"][1] / late["trl"][1] < 8, late
 
 
-@pytest.mark.parametrize("name, arguments", [("curve", ()), ("sampling", ()), ("update", ("tiny",)), ("update", ("smollm2",))])
+FIGURES = [("curve", ()), ("sampling", ()), ("update", ("tiny",)), ("update", ("smollm2",))]
+
+
+@pytest.mark.parametrize("name, arguments", FIGURES)
 def test_figures_have_their_texts(name, arguments):
     figure = getattr(speed_figures, name)(*arguments)
     assert figure.data and figure.layout.meta["alt"] and figure.layout.meta["caption"]
