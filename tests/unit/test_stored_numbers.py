@@ -218,6 +218,15 @@ def test_what_replay_costs_in_time():
     assert times["proxy"]["1"][2] < 1 and times["proxy"]["5"][2] > 1, "learned reward: slower unless it is dear"
 
 
+def test_what_the_ablations_say():
+    tables = stored.load(f"{EFFICIENCY}/summary.json")["ablations"]
+    assert {row["runs"] for table in tables.values() for row in table.values()} == {5}
+    dearer = {task: {n for n, row in table.items() if row["times_dearer"][1] > 1} for task, table in tables.items()}
+    assert dearer["dense"] == tables["dense"].keys() - {"fading"} and dearer["sparse"] == {"one epoch"}, dearer
+    cheaper = {task: {n for n, row in table.items() if row["times_dearer"][2] < 1} for task, table in tables.items()}
+    assert cheaper == {"dense": set(), "sparse": {"half the replay", "keep the best"}}, cheaper
+
+
 def test_naive_replay_beside_v2():
     ratios = {}
     for task in ("dense", "sparse"):
