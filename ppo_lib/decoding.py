@@ -94,7 +94,7 @@ class LlamaStep:
     share a key stand where a longer text would have its queries.
 
     Args:
-        layers: what stands for the model's layers, `LlamaLayer`s say.
+        layers: what stands for the model's layers, each a `LlamaLayer` or the like.
         rows, places: B and L.
         dtype: of keys and values.
     """
