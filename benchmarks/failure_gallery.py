@@ -83,7 +83,7 @@ CASES = {
         bug=(estimators.token_rewards, "mask.sum(dim=1) - 1", "mask.sum(dim=1) * 0 + mask.shape[1] - 1")
     ),
     "mean_over_padding": Case(bug=(estimators.masked_mean, "/ mask.sum()", "/ mask.numel()")),
-    "mask_with_padding": Case(bug=(rollout.sample, "mask[:, : t + 1],", "mask[:, : t + 1] | True,")),
+    "mask_with_padding": Case(bug=(rollout.sample, "mask[:, :longest],", "mask[:, :longest] | True,")),
     "logits_off_by_one": Case(
         bug=(rollout.response_logits, "rollout.prompt_ids.shape[1] - 1 : -1", "rollout.prompt_ids.shape[1] :")
     ),

@@ -262,6 +262,13 @@ def frozen() -> dict[str, dict[str, dict]]:
     return json.loads(path.read_text())["settings"]
 
 
+def has_arm(task_name: str, name: str) -> bool:
+    """Whether the arm is run on this task."""
+    if name == "runner-up":  # there is none after a tuning with a single finalist
+        return name in frozen()[TASKS[task_name].tuned_on or task_name]
+    return name != "naive" or task_name in ABLATED
+
+
 def arm(task_name: str, name: str) -> tuple[str, dict]:
     """The family and settings of an arm or ablation, from the frozen ones."""
     chosen = frozen()[TASKS[task_name].tuned_on or task_name]
@@ -386,9 +393,7 @@ def freeze(tried: list[dict]) -> None:
 
 def run(arguments) -> None:
     """Every arm on fresh seeds."""
-    add_curves(
-        [(t, a, s) for s in SEEDS for t in arguments.tasks for a in ARMS if a != "naive" or t in ABLATED], arguments
-    )
+    add_curves([(t, a, s) for s in SEEDS for t in arguments.tasks for a in ARMS if has_arm(t, a)], arguments)
 
 
 def ablate(arguments) -> None:
