@@ -9,6 +9,7 @@ from record import provenance, write_json
 
 from ppo_lib.efficiency import area, collapsed, cost_until, mean_interval, probability_of_improvement, ratio_interval
 
+ARMS = ("ppo", "replay", "same", "grpo", "naive", "runner-up")  # all others are ablations
 SHARES = (50, 75, 90, 100)  # thresholds: percent of what tuned PPO gains from its start to its end
 LAST = 5  # evaluations at a run's end whose mean is its final value
 GENERATION = (1, 5, 20)  # how many times dearer generating is made than it was on the machine
@@ -150,7 +151,7 @@ def ablation_table(arms: dict[str, dict[int, Curve]], names: list[str], levels: 
 
 def analyse(folder: Path) -> dict:
     """Write summary.json beside the curves; tasks and arms that have not run yet are left out."""
-    main_arms, tasks, ablations = ("ppo", "replay", "same", "grpo", "naive", "runner-up"), {}, {}
+    tasks, ablations = {}, {}
     evaluation = json.loads((folder / "evaluations.json").read_text())["cpu_seconds"]
     for task, arms in read_curves(folder / "curves.csv").items():
         for curve in [curve for runs in arms.values() for curve in runs.values()]:
@@ -158,13 +159,13 @@ def analyse(folder: Path) -> dict:
                 row["cpu"] -= number * evaluation[task]
         if len(arms.get("ppo", {})) < 2:
             continue
-        levels, of_task = thresholds(arms["ppo"]), {a: arms[a] for a in main_arms if len(arms.get(a, {})) > 1}
+        levels, of_task = thresholds(arms["ppo"]), {a: arms[a] for a in ARMS if len(arms.get(a, {})) > 1}
         tasks[task] = {
             "start": round(float(np.mean([curve[0]["objective"] for curve in arms["ppo"].values()])), 4),
             "thresholds": {str(share): round(level, 4) for share, level in levels.items()},
             "arms": {name: arm_table(runs, of_task, levels) for name, runs in of_task.items()},
         }
-        ablations[task] = ablation_table(arms, [a for a in arms if a not in main_arms], levels)
+        ablations[task] = ablation_table(arms, [a for a in arms if a not in ARMS], levels)
     summary = {"tasks": tasks, "ablations": {task: table for task, table in ablations.items() if table}}
     write_json(folder / "summary.json", summary | provenance("scipy"))
     for task, table in tasks.items():

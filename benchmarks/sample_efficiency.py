@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from efficiency_tables import analyse
+from efficiency_tables import ARMS, analyse
 from record import RESULTS, provenance, write_json
 
 from ppo_lib import ppo_v1, ppo_v2, worlds
@@ -251,7 +251,6 @@ ABLATIONS = {
     "one epoch": {"num_ppo_epochs": 1},
 }
 ABLATED = ("sparse", "dense")
-ARMS = ("ppo", "replay", "same", "grpo", "naive", "runner-up")
 
 
 def frozen() -> dict[str, dict[str, dict]]:
@@ -278,12 +277,17 @@ def arm(task_name: str, name: str) -> tuple[str, dict]:
         return "ppo", chosen[name]
     replay = chosen["replay"]
     if name == "same":  # v1 with the settings of replay and one epoch
-        shared = {key: value for key, value in replay.items() if key not in REPLAY_SETTINGS}
-        return "ppo", shared | {"minibatch_size": replay["batch_size"], "num_ppo_epochs": 1}
+        return "ppo", without_replay(replay)
     change = ABLATIONS[name](replay) if callable(ABLATIONS[name]) else ABLATIONS[name]
     settings = replay | change
     fits = settings["batch_size"] + settings["replay_sample_size"]
     return "replay", settings | {"minibatch_size": min(settings["minibatch_size"], fits)}
+
+
+def without_replay(settings: dict) -> dict:
+    """Replay's settings as far as v1 has them, and one epoch."""
+    shared = {key: value for key, value in settings.items() if key not in REPLAY_SETTINGS}
+    return shared | {"minibatch_size": settings["batch_size"], "num_ppo_epochs": 1}
 
 
 def whole(settings: dict) -> dict:

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from efficiency_tables import arm_table, thresholds
 from record import RESULTS, provenance, write_json
-from sample_efficiency import COLUMNS, Task, stored, train
+from sample_efficiency import COLUMNS, Task, stored, train, without_replay
 
 FOLDER = RESULTS / "smollm2_efficiency"
 TASK = Task("smollm2", episodes=512, tuning_episodes=384, learning_rates=(2e-5, 5e-5, 1e-4))
@@ -40,12 +40,6 @@ def candidates(family: str) -> list[dict]:
             for fresh, more, reuse, recency in ((16, 48, 8, 4.0), (16, 16, 2, 2.0), (32, 32, 2, 2.0))
         ]  # fmt: skip
     return [s | {"learning_rate": rate} for s, rate in itertools.product(shapes, TASK.learning_rates)]
-
-
-def without_replay(settings: dict) -> dict:
-    """The same settings for v1, one epoch."""
-    shared = {name: settings[name] for name in ("batch_size", "learning_rate")}
-    return shared | {"minibatch_size": settings["batch_size"], "num_ppo_epochs": 1}
 
 
 def work(job: dict) -> dict:

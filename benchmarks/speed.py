@@ -136,6 +136,16 @@ def sampling_contestants(policy, tokenizer, prompts: list[str], tokens: int) -> 
     return {"generate": generate} | {name: functools.partial(ours, kind) for name, kind in kinds.items()}
 
 
+def against_generate(found: dict[str, list[float]]) -> dict:
+    """Tokens per second of each contestant, and over `generate`'s of the same round."""
+    return {
+        "tokens_per_second": {arm: spread(rates) for arm, rates in found.items()},
+        "ratios": {
+            arm: spread([a / b for a, b in zip(rates, found["generate"], strict=True)]) for arm, rates in found.items()
+        },
+    }
+
+
 def sampling(arguments) -> None:
     """Tokens per second by model and batch, and what share of the memory bandwidth a step of decoding takes."""
     machine, rows = limits(arguments), []
@@ -152,11 +162,7 @@ def sampling(arguments) -> None:
             read = 4 * parameters * rate / batch / 1e9
             rows.append({
                 "model": name, "batch": batch, "new_tokens": TOKENS,
-                "tokens_per_second": {arm: spread(rates) for arm, rates in found.items()},
-                "ratios": {
-                    arm: spread([a / b for a, b in zip(rates, found["generate"], strict=True)])
-                    for arm, rates in found.items()
-                },
+                **against_generate(found),
                 "weights_read_gb_per_second": read,
                 "share_of_bandwidth": read / machine["read_gb_per_second"],
                 "share_of_arithmetic": 2 * parameters * rate / 1e9 / machine["matmul_gflops"],
@@ -189,6 +195,7 @@ class Worker:
         return self.answer()
 
 
+@functools.cache
 def trl_python() -> Path:
     """The Python of TRL's own environment, which is made when it is not there."""
     sys.path.insert(0, str(PEERS))

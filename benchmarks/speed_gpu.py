@@ -16,7 +16,7 @@ import time
 
 import torch
 from record import RESULTS, provenance, write_json
-from speed import TOKENS, rounded, sampling_contestants, spread, take_turns
+from speed import TOKENS, against_generate, rounded, sampling_contestants, take_turns
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ppo_lib import decoding, graphs, worlds
@@ -102,11 +102,7 @@ def sampling(policy, world, machine: dict, rounds: int) -> list[dict]:
                 step = step_of(policy, world.tokenizer, prompts, machine["read_gb_per_second"])
             rows.append({
                 "batch": batch, "precision": precision, "new_tokens": TOKENS, "step": step,
-                "tokens_per_second": {arm: spread(rates) for arm, rates in found.items()},
-                "ratios": {
-                    arm: spread([a / b for a, b in zip(rates, found["generate"], strict=True)])
-                    for arm, rates in found.items()
-                },
+                **against_generate(found),
             })  # fmt: skip
             print(rounded(rows[-1]), flush=True)
     return rows

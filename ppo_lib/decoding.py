@@ -149,7 +149,7 @@ class LlamaLayer:
 
     def __init__(self, layer: nn.Module):
         attention, mlp = layer.self_attn, layer.mlp
-        self.input_norm, self.post_norm = norm(layer.input_layernorm), norm(layer.post_attention_layernorm)
+        self.input_norm, self.post_norm = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
         self.q, self.k = _projection(attention.q_proj), _projection(attention.k_proj)
         self.v, self.o = _projection(attention.v_proj), _projection(attention.o_proj)
         self.gate, self.up, self.down = _projection(mlp.gate_proj), _projection(mlp.up_proj), _projection(mlp.down_proj)
@@ -196,7 +196,7 @@ def attend_by_kernel(asked: Tensor, keys: Tensor, values: Tensor, hidden: Tensor
     return scaled_dot_product_attention(asked.to(keys.dtype), keys, values.to(keys.dtype), attn_mask=hidden)
 
 
-def norm(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+def _norm(layer: nn.Module) -> Callable[[Tensor], Tensor]:
     weight, epsilon = layer.weight, layer.variance_epsilon
     return lambda x: rms_norm(x, weight.shape, weight, epsilon)
 
