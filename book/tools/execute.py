@@ -25,12 +25,13 @@ import toc
 
 SHOWN_LIBRARIES = ("torch", "transformers", "numpy", "plotly", "anywidget", "ipywidgets")
 # Figures as data rather than as a page of script; no progress bars left in the pages; weights from the installed
-# package rather than from whatever the hub serves today.
+# package rather than from whatever the hub serves today; a claim that does not hold is an error.
 KERNEL_ENVIRONMENT = {
     "PLOTLY_RENDERER": "plotly_mimetype",
     "TQDM_DISABLE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_OFFLINE": "1",
+    "PPO_BOOK_STRICT": "1",
 }
 
 

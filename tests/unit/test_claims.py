@@ -1,0 +1,67 @@
+"""A claim that fails stops a build and not a reader; tolerances follow from precision, size and number of terms."""
+
+import pytest
+import torch
+
+from ppo_lib import worlds
+from ppo_lib.claims import STRICT, expect, path_length, rounding
+from ppo_lib.models import model_inputs
+
+
+def test_a_claim_that_holds_says_nothing(monkeypatch, capsys):
+    monkeypatch.setenv(STRICT, "1")
+    expect(True, "The proxy rises.", seen=1)
+    assert capsys.readouterr().out == ""
+
+
+def test_readers_go_on_and_read_what_was_expected_what_came_out_and_what_it_teaches(monkeypatch, capsys):
+    monkeypatch.delenv(STRICT, raising=False)
+    expect(False, "The proxy rises.", seen=0.0, lesson="A reward model that is sure of nothing moves nobody.")
+    text = capsys.readouterr().out
+    assert "Expected: The proxy rises." in text and "Your run: 0.0" in text and "moves nobody" in text
+
+
+def test_a_build_fails(monkeypatch):
+    monkeypatch.setenv(STRICT, "1")
+    with pytest.raises(AssertionError, match="The proxy rises"):
+        expect(False, "The proxy rises.")
+
+
+def test_the_programs_that_build_and_test_the_book_are_strict():
+    import execute
+
+    assert execute.KERNEL_ENVIRONMENT[STRICT], "chapters are executed without failing on a claim"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("terms", [10, 1000, 100_000])
+def test_two_orders_of_one_sum_lie_within_the_rounding_and_a_slip_does_not(dtype, terms):
+    generator = torch.Generator().manual_seed(terms)
+    numbers = torch.randn(terms, generator=generator).to(dtype)
+    one_by_one, other_way = (each.cumsum(0) for each in (numbers, numbers.flip(0)))
+    on_the_way = max(one_by_one.abs().max(), other_way.abs().max())
+    bound = rounding(on_the_way, terms=terms)
+    assert abs(one_by_one[-1] - other_way[-1]) <= bound
+    assert bound < 0.1 * terms, "a bound that forbids nothing"
+    if dtype == torch.float32:
+        assert bound < 0.5, "a number left out would go unnoticed"
+
+
+def test_coarsest_precision_and_largest_number_count():
+    single, half = torch.ones(2), torch.full((2,), 3.0, dtype=torch.bfloat16)
+    assert rounding(single, half, terms=4) == pytest.approx(8 * 2 * 2**-8 * 3)
+    assert rounding(1.0, terms=1) == pytest.approx(8 * 2**-24)
+    with pytest.raises(ValueError, match="at least one"):
+        rounding(terms=3)
+
+
+def test_a_models_path_bounds_what_a_batch_changes_and_not_what_a_temperature_changes():
+    world = worlds.load("reviews")
+    tokens = torch.randint(5, 400, (16, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        together = world.model(**model_inputs(world.model, tokens, torch.ones_like(tokens))).logits
+        alone = torch.cat(
+            [world.model(**model_inputs(world.model, row[None], torch.ones_like(row)[None])).logits for row in tokens]
+        )
+    bound = rounding(together, terms=path_length(world.model, 40))
+    assert (together - alone).abs().max() <= bound < (together - together / 1.01).abs().max()
