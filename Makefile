@@ -18,7 +18,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help environment node browser book site chapter test test-fast lint diffs setup strip colab parity worlds proof-kills proof-soak proof-disk bench-v1 bench-efficiency bench-speed tables clean
+.PHONY: help environment node browser book site chapter test test-fast lint diffs setup publish strip colab parity worlds proof-kills proof-soak proof-disk bench-v1 bench-efficiency bench-speed tables clean
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -64,6 +64,9 @@ diffs: $(STAMP) ## rewrite the "What changed" diffs of the chapters
 
 setup: $(STAMP) ## rewrite the setup cell of every chapter
 	$(PY) book/tools/chapters.py setup
+
+publish: $(STAMP) ## give the book its address: make publish URL=https://github.com/you/your-copy
+	@$(PY) book/tools/publish.py "$(URL)"
 
 strip: $(STAMP) ## remove outputs from the chapters
 	$(PY) book/tools/chapters.py strip

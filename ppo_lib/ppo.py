@@ -31,6 +31,7 @@ from ppo_lib.models import (
 )
 from ppo_lib.rewards import RewardFunction, RewardModel, as_reward, score_responses
 from ppo_lib.rollout import Rollout, encode_prompts, logprobs_of, response_logits, response_values, sample
+from ppo_lib.threads import settle_threads
 
 __all__ = ["PPOConfig", "PPODataset", "PPOTrainer"]
 
@@ -102,6 +103,7 @@ class PPOTrainer:
             network.to(self.device).eval()  # dropout stays off: old and new log-probabilities must compare
         if isinstance(self.reward, RewardModel):
             self.reward.bind(self.policy, self.tokenizer)
+        settle_threads(self.policy, getattr(self.reward, "model", None))
         self.optimizer = self.make_optimizer()
         self.kl_coef = self.config.kl_coef
         self.generator = torch.Generator().manual_seed(self.config.seed)

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -17,6 +18,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import cells
+import publish
 import toc
 
 ROOT = toc.ROOT
@@ -148,6 +150,38 @@ def test_every_import_is_declared(folder, extras):
 
 def test_readme_installs_from_the_one_repository():
     assert f"git+{cells.repository()}" in (ROOT / "README.md").read_text("utf8")
+
+
+def test_the_unpublished_address_can_be_nobodys():
+    """GitHub's names hold letters, digits and hyphens, so nobody can sit where an unpublished book would look."""
+    assert not re.fullmatch(r"[A-Za-z0-9-]+", cells.UNPUBLISHED)
+
+
+@pytest.fixture
+def copy_of_the_house(tmp_path, monkeypatch):
+    """What `make publish` rewrites, elsewhere."""
+    for name in ("_config.yml", "README.md", "book/usage_guide.md", "chapters/01_text_as_decisions.ipynb"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    monkeypatch.setattr(toc, "ROOT", tmp_path)
+    monkeypatch.setattr(toc, "CHAPTERS", tmp_path / "chapters")
+    return tmp_path
+
+
+def test_publish_sets_the_address_everywhere(copy_of_the_house):
+    before, url = cells.repository(), "https://github.com/someone/their-book"
+    assert "_config.yml" in publish.publish(f"{url}.git")
+    assert cells.repository() == url
+    for path in copy_of_the_house.rglob("*.*"):
+        assert before not in path.read_text("utf8"), f"{path.name} keeps the old address"
+    setup = cells.tagged(cells.read(next((copy_of_the_house / "chapters").glob("*.ipynb"))), "setup")[0]
+    assert f"git+{url}" in setup.source
+
+
+@pytest.mark.parametrize("url", ["", "github.com/a/b", "https://github.com/a", "https://example.org/a/b", "https://github.com/-a/b"])
+def test_publish_refuses_what_is_no_repository(copy_of_the_house, url):
+    with pytest.raises(ValueError, match="pass https://github.com/NAME/REPOSITORY"):
+        publish.publish(url)
 
 
 # Written in pieces, so that this file does not name them itself.

@@ -9,14 +9,22 @@ import yaml
 
 import toc
 
+UNPUBLISHED = "YOUR_NAME"  # stands in the repository's address until `make publish`; no account can have this name
 SETUP = '''\
 # Does nothing where ppo_lib is installed. On Colab it adds ppo_lib and VADER (a word list), and changes no package.
 import importlib.util
+import os
 import subprocess
 import sys
 
 if importlib.util.find_spec("ppo_lib") is None:
-    packages = ["git+{url}", "vaderSentiment"]
+    source = os.environ.get("PPO_BOOK_SOURCE", "git+{url}")
+    if "/{unpublished}/" in source:
+        raise RuntimeError(
+            "This copy of the book is not published yet, so ppo_lib has no address to come from. In a clone, "
+            "`pip install .` installs it; the README says how to publish your own."
+        )
+    packages = [source, "vaderSentiment"]
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *packages], check=True)'''
 
 
@@ -27,7 +35,7 @@ def repository() -> str:
 
 def setup_source() -> str:
     """The source of the first code cell of every chapter."""
-    return SETUP.format(url=repository())
+    return SETUP.format(url=repository(), unpublished=UNPUBLISHED)
 
 
 def read(path: Path) -> nbformat.NotebookNode:

@@ -12,6 +12,8 @@ from importlib import import_module
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ppo_lib.threads import settle_threads
+
 __all__ = ["NAMES", "World", "load"]
 
 
@@ -52,4 +54,6 @@ def load(name: str = "reviews") -> World:
     if name not in _LOADERS:
         raise ValueError(f"unknown world {name!r}; the worlds are {', '.join(NAMES)}")
     module, function = _LOADERS[name]
-    return getattr(import_module(module), function)()
+    world = getattr(import_module(module), function)()
+    settle_threads(world.model)
+    return world

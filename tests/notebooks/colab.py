@@ -103,14 +103,11 @@ def run_chapter(chapter: Path, python: Path, checkout: Path) -> None:
     before = freeze(python)
     assert not ADDED & set(before), f"{ADDED} must come from the setup cell"
     notebook = cells.read(chapter)
-    address = f"git+{cells.repository()}"
-    setup = cells.tagged(notebook, "setup")[0]
-    assert address in setup.source, f"the setup cell of {chapter.stem} does not install from {address}"
-    setup.source = setup.source.replace(address, str(checkout))
     with tempfile.TemporaryDirectory() as empty:
         copy = Path(empty) / chapter.name
         cells.write(notebook, copy)
-        variables = {**os.environ, "PATH": f"{python.parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+        variables = {**os.environ, **execute.KERNEL_ENVIRONMENT, "PPO_BOOK_SOURCE": str(checkout)}
+        variables["PATH"] = f"{python.parent}:{os.environ['PATH']}"
         variables.pop("PYTHONPATH", None)
         result = subprocess.run(
             [python, "-c", RUNNER, copy], cwd=empty, env=variables, capture_output=True, text=True

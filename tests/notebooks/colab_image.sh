@@ -4,6 +4,7 @@
 set -uo pipefail
 book="$(cd "$(dirname "$0")/../.." && pwd)"
 failed=0
+cp -r "$book" /tmp/book && export PPO_BOOK_SOURCE=/tmp/book PPO_BOOK_STRICT=1  # this checkout, whose folder is read-only
 freeze() { python3 -m pip list --format=freeze 2>/dev/null | grep -viE '^(ppo[-_]lib|vaderSentiment)=='; }
 freeze > /tmp/before.txt
 for chapter in "$book"/chapters/*.ipynb; do

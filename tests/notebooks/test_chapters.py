@@ -3,6 +3,8 @@
 import ast
 import re
 
+import pytest
+
 import cells
 import execute
 import toc
@@ -31,6 +33,32 @@ def test_setup_cell_is_the_same_everywhere(chapter, notebook):
     assert "setup" in cells.tags(first), f"the first code cell of {chapter.stem} is not tagged `setup`"
     assert first.source == cells.setup_source(), f"{chapter.stem} has a setup cell of its own: run `make setup`"
     assert cells.repository() in first.source
+
+
+def run_setup(monkeypatch, url, source=None):
+    """The commands that the setup cell of a book at `url` runs where `ppo_lib` is missing."""
+    monkeypatch.setattr(cells, "repository", lambda: url)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.delenv("PPO_BOOK_SOURCE", raising=False)
+    if source:
+        monkeypatch.setenv("PPO_BOOK_SOURCE", source)
+    commands = []
+    monkeypatch.setattr("subprocess.run", lambda command, check: commands.append(command))
+    exec(cells.setup_source(), {})
+    return commands
+
+
+def test_an_unpublished_book_installs_nothing_from_an_address_that_nobody_owns(monkeypatch):
+    url = f"https://github.com/{cells.UNPUBLISHED}/ppo-book"
+    with pytest.raises(RuntimeError, match="not published yet"):
+        run_setup(monkeypatch, url)
+    (command,) = run_setup(monkeypatch, url, source="a/checkout")
+    assert command[-2:] == ["a/checkout", "vaderSentiment"], "the source that the environment names is not used"
+
+
+def test_a_published_book_installs_from_its_own_address_and_changes_no_package(monkeypatch):
+    (command,) = run_setup(monkeypatch, "https://github.com/someone/their-book")
+    assert "git+https://github.com/someone/their-book" in command and "--no-deps" in command
 
 
 def test_parameters_follow_the_setup_cell(chapter, notebook):
