@@ -17,8 +17,11 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 # A Node that came from PyPI lies in the environment.
 export PATH := $(abspath $(BIN)):$(PATH)
 
+# Which variant the commit is tested under; asked for where it is used.
+ROTATING = $(shell $(PY) benchmarks/sturdy.py rotating)
+
 .DEFAULT_GOAL := help
-.PHONY: help environment node browser book site chapter test test-fast lint diffs setup publish strip colab parity worlds proof-kills proof-soak proof-disk bench-v1 bench-efficiency bench-speed tables clean
+.PHONY: help environment node browser book site chapter test test-fast test-variant sturdy lint diffs setup publish strip colab parity worlds proof-kills proof-soak proof-disk bench-v1 bench-efficiency bench-speed tables clean
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,11 +53,19 @@ chapter: $(STAMP) ## execute one chapter: make chapter CH=03_rollouts
 	@$(PY) book/tools/execute.py --build $(BUILD) --profile $(PROFILE) $(CH)
 
 test: lint book browser ## every test; builds the book first when it must
-	BOOK_BUILD=$(abspath $(BUILD)) PROFILE=$(PROFILE) OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal --ignore tests/site
+	BOOK_BUILD=$(abspath $(BUILD)) PROFILE=$(PROFILE) OMP_NUM_THREADS=1 VARIANT= $(PY) -m pytest -n 2 --dist worksteal --ignore tests/site
 	BOOK_BUILD=$(abspath $(BUILD)) PROFILE=$(PROFILE) $(PY) -m pytest -n 2 --dist worksteal tests/site
 
 test-fast: $(STAMP) ## the tests that need neither chapters nor a browser
-	$(PY) -m pytest tests --ignore tests/notebooks --ignore tests/site
+	$(PY) -m pytest tests --ignore tests/notebooks --ignore tests/site --ignore tests/sturdy
+
+test-variant: $(STAMP) ## every chapter as on another machine: the one that the commit chooses, or VARIANT=avx2
+	@echo "variant: $(or $(VARIANT),$(ROTATING))"
+	VARIANT=$(or $(VARIANT),$(ROTATING)) $(PY) -m pytest -n 2 --dist worksteal tests/sturdy
+
+sturdy: $(STAMP) ## every chapter under 14 variants and the library's tests under three kernels (1.5 hours, goes on)
+	$(PY) benchmarks/sturdy.py chapters $(CH)
+	$(PY) benchmarks/sturdy.py tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
