@@ -63,7 +63,7 @@ test-variant: $(STAMP) ## every chapter as on another machine: the one that the 
 	@echo "variant: $(or $(VARIANT),$(ROTATING))"
 	VARIANT=$(or $(VARIANT),$(ROTATING)) $(PY) -m pytest -n 2 --dist worksteal tests/sturdy
 
-sturdy: $(STAMP) ## every chapter under 14 variants and the library's tests under three kernels (1.5 hours, goes on)
+sturdy: $(STAMP) ## every chapter under 12 variants and the library's tests under three kernels (1.5 hours, goes on)
 	$(PY) benchmarks/sturdy.py chapters $(CH)
 	$(PY) benchmarks/sturdy.py tests
 

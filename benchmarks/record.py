@@ -27,6 +27,7 @@ def provenance(*more_packages: str) -> dict:
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in (*PACKAGES, *more_packages)},
         "device": _device(),
+        "kernel": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }
 

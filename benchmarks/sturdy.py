@@ -70,9 +70,7 @@ VARIANTS = {
     "threads-2": Variant("two threads for everything", {"OMP_NUM_THREADS": "2"}),
     "weights-1": Variant("embedded weights × (1 + 10⁻⁶ · noise), noise 1", noise=1),
     "weights-2": Variant("embedded weights × (1 + 10⁻⁶ · noise), noise 2", noise=2),
-    "weights-3": Variant("embedded weights × (1 + 10⁻⁶ · noise), noise 3", noise=3),
     "avx2-seed-1": Variant("without AVX-512 and SEED = 1", AVX2, {"SEED": 1}),
-    "sse41-seed-2": Variant("without AVX and SEED = 2", SSE41, {"SEED": 2}),
     "colab": Variant("Colab's Python 3.13 and package versions, from the setup cell on", colab=True),
 }
 FULL = {"full": Variant('PROFILE = "full"', parameters={"PROFILE": "full"})}

@@ -54,8 +54,8 @@ def rounding(*numbers: Tensor | float, terms: int, dtype: torch.dtype | None = N
     """
     if terms < 1 or not numbers:
         raise ValueError("`rounding` needs at least one number and one term")
-    tensors = [number.detach() for number in numbers if isinstance(number, Tensor)]
-    floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
+    numbers = [number.detach() if isinstance(number, Tensor) else number for number in numbers]
+    floating = [number.dtype for number in numbers if isinstance(number, Tensor) and number.is_floating_point()]
     dtype = dtype or max(floating, key=lambda each: torch.finfo(each).eps, default=torch.float32)
     largest = max(float(number.abs().max()) if isinstance(number, Tensor) else abs(number) for number in numbers)
     return 8 * math.sqrt(terms) * (torch.finfo(dtype).eps / 2) * largest

@@ -42,17 +42,20 @@ def assert_alike(fast: list[list[float]], other: list[list[float]], what: str) -
         noise = max(statistics.stdev(ours), statistics.stdev(theirs), 0.05)
         gap = abs(statistics.fmean(ours) - statistics.fmean(theirs))
         assert gap < 3 * noise, f"{what} learns otherwise: the {name} of the curves differs by {gap:.2f}"
-    assert min(ends[1]) > 1.0, f"{what} does not learn: it ends at {ends[1]}"
 
 
-def test_the_fast_paths_learn_as_the_plain_ones(fast_curves, slow):
-    assert_alike(fast_curves, curves(), "without its fast paths the trainer")
+def test_the_fast_paths_learn_as_the_plain_ones(fast_curves, slow, threshold):
+    plain = curves()
+    assert_alike(fast_curves, plain, "without its fast paths the trainer")
+    threshold.above(min(statistics.fmean(run[-5:]) for run in plain), 1.0, "the score without fast paths")
 
 
-def test_logits_in_chunks_learn_as_whole_ones(fast_curves):
-    assert_alike(fast_curves, curves(logits_chunk=64), "`logits_chunk`")
+def test_logits_in_chunks_learn_as_whole_ones(fast_curves, threshold):
+    chunked = curves(logits_chunk=64)
+    assert_alike(fast_curves, chunked, "`logits_chunk`")
+    threshold.above(min(statistics.fmean(run[-5:]) for run in chunked), 1.0, "the score with `logits_chunk`")
 
 
-def test_one_trunk_learns():
-    for run in curves(share_trunk=True):
-        assert statistics.fmean(run[-5:]) > 1.0, f"with `share_trunk` a run ends at {statistics.fmean(run[-5:]):.2f}"
+def test_one_trunk_learns(threshold):
+    ends = [statistics.fmean(run[-5:]) for run in curves(share_trunk=True)]
+    threshold.above(min(ends), 1.0, "the score with `share_trunk`")

@@ -11,25 +11,26 @@ PRODUCTION = dict(
 )  # fmt: skip
 
 
-def test_v1_learns_with_production_settings():
+def test_v1_learns_with_production_settings(threshold):
     """Held-out gold reward passes 1 while β steers the KL."""
     world = worlds.load("reviews")
     ppo = PPOTrainer(**PRODUCTION)
     history = ppo.train(world.prompts, world.heldout_prompts[:16])
     first, last = ppo.evaluations[0]["eval/score"], ppo.evaluations[-1]["eval/score"]
-    assert first < 0.5, f"the untrained policy already scores {first:.2f} on held-out prompts"
-    assert last > 1.0, f"v1 does not learn: the held-out score is {last:.2f} after {history[-1]['episode']} responses"
+    threshold.below(first, 0.5, "the untrained policy's held-out score")
+    threshold.above(last, 1.0, "v1's held-out score after 800 responses")
     assert ppo.best.score >= last, "the best held-out score is below the last one"
-    assert history[-1]["objective/kl"] < 40, "the reward was bought with an absurd distance to the reference"
+    threshold.below(history[-1]["objective/kl"], 40, "the KL that v1's reward was bought with")
     assert ppo.skipped_steps == 0, "steps of a healthy run were skipped"
 
 
-def test_adapters_learn():
+def test_adapters_learn(threshold):
     world = worlds.load("reviews")
     ppo = PPOTrainer(lora_rank=8, total_episodes=640, learning_rate=2e-3, device="cpu")
     frozen = {name: p.clone() for name, p in ppo.policy.named_parameters() if not p.requires_grad}
     history = ppo.train(world.prompts)
     first, last = (sum(m["objective/scores"] for m in part) / 3 for part in (history[:3], history[-3:]))
-    assert last > 0.3 and last > first + 0.3, f"adapters do not learn: gold reward from {first:.2f} to {last:.2f}"
+    threshold.above(last, 0.3, "gold reward that adapters reach")
+    threshold.above(last - first, 0.3, "gold reward that adapters gain")
     now = dict(ppo.policy.named_parameters())
     assert all(torch.equal(now[name], weight) for name, weight in frozen.items()), "frozen weights moved"

@@ -15,17 +15,17 @@ def weights(trainer):
     return [*trainer.policy.parameters(), *trainer.critic.parameters()]
 
 
-def test_v2_learns_from_few_responses():
+def test_v2_learns_from_few_responses(threshold):
     """With the defaults, gold reward passes 1 within 240 generated responses, held out as well."""
     world = worlds.load("reviews")
     ppo = PPOTrainerWithReplay(total_episodes=240, device="cpu")
     history = ppo.train(PPODataset(world.prompts))
     responses = ppo.generate(world.heldout_prompts)
     held_out = sum(world.reward(world.heldout_prompts, responses)) / len(responses)
-    assert history[0]["objective/scores"] < 0.6
-    assert last_score(history) > 1.0, f"v2 does not learn: gold reward {last_score(history):.2f} after 240 responses"
-    assert held_out > 1.0, f"v2 learns its prompts by heart: the held-out score is {held_out:.2f}"
-    assert history[-1]["objective/kl"] < 40, "the reward was bought with an absurd distance to the reference"
+    threshold.below(history[0]["objective/scores"], 0.6, "the base model's score")
+    threshold.above(last_score(history), 1.0, "v2's gold reward after 240 responses")
+    threshold.above(held_out, 1.0, "v2's held-out gold reward (lower: prompts learned by heart)")
+    threshold.below(history[-1]["objective/kl"], 40, "the KL that v2's reward was bought with")
     assert history[-1]["efficiency/generated_responses"] == 240, "more was generated than counted"
     assert 3 < history[-1]["efficiency/reuse_ratio"] <= 8, "replay adds less than it is set to"
 

@@ -50,7 +50,7 @@ def notebook(tmp_path, *sources):
 
 
 def test_a_variant_reaches_the_kernel(tmp_path):
-    """Kernels, seed, weights and strictness are those of the variant, or the grid shows one machine fourteen times."""
+    """Kernels, seed, weights and strictness are those of the variant, or the grid shows one machine twelve times."""
     says = (
         "import json, os, torch\n"
         "from ppo_lib import worlds\n"

@@ -47,6 +47,11 @@ def test_two_orders_of_one_sum_lie_within_the_rounding_and_a_slip_does_not(dtype
         assert bound < 0.5, "a number left out would go unnoticed"
 
 
+@pytest.mark.filterwarnings("error")
+def test_numbers_may_have_gradients():
+    assert rounding(torch.ones(2, requires_grad=True), terms=1) == rounding(1.0, terms=1)
+
+
 def test_coarsest_precision_and_largest_number_count():
     single, half = torch.ones(2), torch.full((2,), 3.0, dtype=torch.bfloat16)
     assert rounding(single, half, terms=4) == pytest.approx(8 * 2 * 2**-8 * 3)

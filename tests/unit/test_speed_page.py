@@ -34,6 +34,32 @@ def test_an_update_is_faster_and_smaller_than_trls():
                 assert arm["update"] > arm["sample"], "the epochs are no longer most of an update: say so"
 
 
+def test_what_is_said_of_updates_in_words():
+    faster = {model: arms(model)["same"] for model in ("tiny", "smollm2")}
+    whole, alone = (faster["tiny"][name]["median"] for name in ("times_faster", "times_faster_without_gc"))
+    assert whole / alone > alone, "on the small model the collection is no longer most of the difference: say so"
+    assert round(alone, 1) == 1.2 and 1.05 < faster["smollm2"]["times_faster_without_gc"]["median"] < 1.15
+    assert all(arm["times_faster_without_gc"]["range"][0] < 1 for arm in faster.values()), "rounds without any gain"
+    adapters = arms("smollm2")["memory"]["settings"]
+    assert (adapters["lora_rank"], adapters["learning_rate"]) == (16, 3e-4), "the page names them"
+
+
+def test_what_is_said_of_the_limits_in_words():
+    for row in rows("sampling"):
+        nearest = max(row["share_of_bandwidth"], row["share_of_arithmetic"])
+        assert row["model"] == "tiny" or 0.2 < nearest < 0.3, "SmolLM2 is no longer at about a quarter: say so"
+    base, *others = rows("growth")
+    by_vocabulary = [row["ratio"] for row in (base, *others) if row is base or row["changed"] == "vocabulary"]
+    assert by_vocabulary == sorted(by_vocabulary), "with the vocabulary the lead grows"
+    larger = [row["ratio"] for row in others if row["changed"] == "model"]
+    assert len(larger) == 2 and max(larger) < base["ratio"], "for the two larger models the lead is smaller"
+
+
+def test_every_cpu_number_of_the_page_is_from_the_processor_it_names():
+    names = ("limits", "sampling", "growth", "update_tiny", "update_smollm2", "curve", "chapters")
+    assert len({stored.load(f"speed/{name}.json")["device"] for name in names}) == 1
+
+
 def test_growth_changes_one_thing_at_a_time():
     base, *others = rows("growth")
     names = {"batch": ("batch",), "tokens": ("tokens",), "vocabulary": ("vocabulary",), "model": ("width", "layers")}
@@ -53,11 +79,23 @@ def test_what_is_said_of_the_gpu():
     saved = (plain[64, "bfloat16"] - by_batch[64]) * found["sampling"][0]["new_tokens"] / 1e3
     updates = {row["arm"]: row for row in found["updates"]}
     assert 0.03 < saved / updates["one trunk, bf16"]["seconds"] < 0.05, "what compiling would save of an update"
+    compiled = {row["batch"]: row["step"]["prefill_and_recording_seconds"] for row in found["compiled"]}
+    assert 2.5 < min(compiled.values()) < max(compiled.values()) < 7.5, "three to seven seconds a shape"
+    assert 150 < compiled[64] / saved < 250, "two hundred updates to pay for one shape"
+    recording = [row["step"]["prefill_and_recording_seconds"] for row in found["sampling"] + found["sizes"]]
+    assert max(recording) < 0.5, "recording a shape takes well under a second"
+    small = next(row for row in found["sizes"] if row["model"] == "135M")
+    reading = 2 * small["parameters"] / found["machine"]["read_gb_per_second"] / 1e6
+    assert 0.05 < reading < 0.12, "milliseconds to read SmolLM2's weights in bfloat16"
+    by_python = [row["batch"] / row["tokens_per_second"]["unrecorded"]["median"] for row in found["sampling"]]
+    assert 0.01 < min(by_python) < max(by_python) < 0.1, "seconds of a step whose kernels Python starts"
     shares = [row["step"]["share_of_bandwidth"] for row in found["sizes"]]
     assert shares == sorted(shares)
     times = {name: row["parts"]["update"] for name, row in updates.items()}
     assert max(times[f"one trunk, {name}"] for name in ("TF32", "bf16")) > 0.9 * times["one trunk"] > 0
-    assert times["memory"] > times["one trunk"]
+    assert times["memory"] > times["one trunk"] and times["one trunk, bf16"] > times["one trunk"]
+    assert 0.05 < 1 - times["one trunk, TF32"] / times["one trunk"] < 0.07, "TF32 gains 6 %"
+    assert [row["rounds"] for row in found["updates"]] == [5, 2, 2, 2, 2], "medians of five updates, or two"
 
 
 def test_chapters_together():

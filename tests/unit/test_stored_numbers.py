@@ -1,14 +1,21 @@
 """Numbers on the book's pages come from stored results, and a page that names one which is not there is not built."""
 
 import importlib.util
+import re
 from unittest.mock import Mock
 
 import pytest
 
 import toc
-from ppo_lib import stored
+from ppo_lib import stored, worlds
+from ppo_lib.config import PPOConfigV1, ReplayConfig
+from ppo_lib.efficiency import cost_until, ratio_interval
+from ppo_lib.ppo_v2 import PPOTrainerWithReplay
+from tests.unit.test_trainer import vowels
+from tests.unit.tiny import PROMPTS, byte_tokenizer, likely_eos, tiny_policy
 
 RUN = "smollm2_vader/seed0"
+PAGES = {path.stem: path.read_text("utf8") for path in (toc.ROOT / "book").glob("*.md")}
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +234,104 @@ def test_what_the_ablations_say():
     assert cheaper == {"dense": set(), "sparse": {"half the replay", "keep the best"}}, cheaper
 
 
+CONTROLS = {"uniform", "recency", "keep the best"}  # on `reviews`: rules that choose where all that are ready are drawn
+
+
+def test_the_controls_of_the_ablation_change_nothing_but_the_order():
+    chosen = stored.load(f"{EFFICIENCY}/frozen.json")["settings"]
+    dense, sparse = chosen["dense"]["replay"], chosen["sparse"]["replay"]
+    assert (dense["replay_sample_size"], dense["max_replay_reuse"] * dense["batch_size"]) == (96, 64), "asked, ready"
+    assert (sparse["replay_sample_size"], 8 * sparse["batch_size"]) == (56, 64), "the page says: 56 of up to 64"
+    assert "max_replay_reuse" not in sparse and ReplayConfig().max_replay_reuse == 8
+    trainer = PPOTrainerWithReplay(
+        likely_eos(tiny_policy(sharpness=2.0)), vowels, tokenizer=byte_tokenizer(), device="cpu", max_new_tokens=4,
+        num_ppo_epochs=1, total_episodes=48, batch_size=4, minibatch_size=4, replay_sample_size=12, max_replay_reuse=2,
+        replay_spacing=3, max_replay_kl=None, min_ess=0.0,
+    )  # fmt: skip
+    trainer.train(PROMPTS)
+    assert [row["replay/sampled"] for row in trainer.history] == [0] * 3 + [4] * 3 + [8] * 6, "not all that are ready"
+    table = stored.load(f"{EFFICIENCY}/summary.json")["ablations"]["dense"]
+    assert table["uniform"] == table["keep the best"], "the page says that these two drew alike"
+    assert all(table[name]["times_dearer"][1] > 1 for name in CONTROLS), "the controls no longer look dearer"
+    luck = max(table[name]["times_dearer"][0] for name in CONTROLS)
+    beyond = {name for name, row in table.items() if row["times_dearer"][1] > luck}
+    assert beyond == {"no replay", "gains and losses", "one epoch"}, beyond
+    shown = PAGES["versions_compared"].split("#ablations.dense\n:rows:")[1].split("\n")[0]
+    named = [pair.strip().rpartition(" = ")[0] or pair.strip() for pair in shown.split(";")]
+    assert set(named) == set(table) and all(f"{name} (control)" in shown for name in CONTROLS)
+
+
+def test_the_gain_on_reviews_is_within_luck():
+    """On the ablation's seeds and as long: v2's full method against tuned PPO, and the controls against it."""
+    runs, level = {}, stored.load(f"{EFFICIENCY}/summary.json")["tasks"]["dense"]["thresholds"]["90"]
+    for row in stored.load(f"{EFFICIENCY}/curves.csv"):
+        if row["task"] == "dense" and row["responses"] <= 480:
+            runs.setdefault(row["arm"], {}).setdefault(row["seed"], []).append(row)
+    intervals = {}
+    for arm in ("replay", *sorted(CONTROLS)):
+        seeds = sorted(runs["uniform"])
+        horizon = min(runs[name][seed][-1]["tokens"] for name in (arm, "ppo") for seed in seeds)
+        needed = [
+            [
+                min(tokens, horizon) if held else horizon
+                for tokens, held in (cost_until(runs[n][s], level) for s in seeds)
+            ]
+            for n in ("ppo", arm)
+        ]
+        intervals[arm] = ratio_interval(*needed)
+    assert intervals["replay"][1] > 1, intervals
+    assert all(intervals[name][1] < 1 < intervals[name][2] for name in CONTROLS), intervals
+
+
+def test_sentences_about_v2_in_words():
+    arms = {task: arms_of(task) for task in ("dense", "sparse", "sums", "proxy")}
+    assert 7 < arms["sparse"]["replay"]["total_reuse"] < 8, "trained on more than seven times"
+    steps = {name: arms["sums"][name]["until"]["90"]["steps"] for name in ("ppo", "replay")}
+    assert steps["ppo"] > 3 * steps["replay"], "on sums tuned PPO takes more steps than v2"
+    assert arms["sums"]["replay"]["final_objective_minus_ppo"][1] > 0, "on sums v2 goes on where PPO levels off"
+    times = arms["sparse"]["replay"]["until"]["90"]["time_against_ppo"]
+    assert all(ratio < 1 / 2 for ratio, *_ in times.values()), "several times slower on reviews-sparse"
+    lengths: dict = {}
+    for row in stored.load(f"{EFFICIENCY}/curves.csv"):
+        if row["arm"] in ("ppo", "replay"):
+            lengths[row["task"]] = max(row["responses"], lengths.get(row["task"], 0))
+    assert (min(lengths.values()), max(lengths.values())) == (640, 960), lengths
+    first = stored.load(f"{EFFICIENCY}/earlier_tunings.json")["tasks"]
+    assert first["dense"]["settings"]["first"]["replay"]["replay_priority"] == 1.0, "priorities won on reviews once"
+    assert "replay_priority" not in first["sparse"]["settings"]["first"]["replay"]
+
+
+def test_sentences_about_the_preset_in_words():
+    """What "v0 against v1" says beside the numbers that it takes from the file."""
+    found = stored.load("preset_8gb/summary.json")
+    v0, v1 = (run["held_out_after"]["score"] - run["held_out_before"]["score"] for run in found["runs"])
+    assert v1 > v0 and found["updates_planned"] * 8 == 160
+    assert PPOConfigV1.preset("8gb").learning_rate == 3e-4
+    assert {run["device"] for run in found["memory"].values()} == {stored.load("v1_overhead/summary.json")["device"]}
+
+
+def test_sizes_that_the_guides_name():
+    assert 87_500 < sum(weight.numel() for weight in worlds.load().model.parameters()) < 88_500
+    sizes = {name: ReplayConfig.preset(name) for name in ("8gb", "16gb", "32gb")}
+    of = {n: (c.replay_buffer_size, c.replay_sample_size, c.rollout_size) for n, c in sizes.items()}
+    assert of["32gb"] == (2000, 64, 32) and of["16gb"] == (1000, 32, 8) and not sizes["8gb"].use_replay_buffer
+
+
+def test_what_the_log_of_changes_says():
+    log = (toc.ROOT / "CHANGELOG.md").read_text("utf8")
+    for task, digits in (("sums", 1), ("sparse", 1), ("dense", 2)):
+        ratio, low, high = (f"{number:.{digits}f}" for number in against(task, "ppo"))
+        assert re.search(rf"\({ratio} times,\s+(95 % interval )?{low} to {high}\)", log), (task, ratio, low, high)
+    rows = {
+        (r["batch"], r["precision"]): r["ratios"]["ours"]["median"] for r in stored.load("speed/gpu.json")["sampling"]
+    }
+    rates = [f"{rows[batch, 'float32']:.1f}" for batch in (64, 512)]
+    assert (
+        f"{rates[0]} times as fast as by `generate` with 64 responses at a time, and {rates[1]} times with 512" in log
+    )
+    assert "Xeon" in stored.load(f"{EFFICIENCY}/summary.json")["device"]
+
+
 def test_naive_replay_beside_v2():
     ratios = {}
     for task in ("dense", "sparse"):
@@ -242,3 +347,28 @@ def test_grpo_needs_more_tokens_than_tuned_ppo_but_on_one_task():
     sparse = arms_of("sparse")
     assert abs(sparse["grpo"]["until"]["90"]["tokens"] / sparse["ppo"]["until"]["90"]["tokens"] - 1) < 0.15
     assert sparse["grpo"]["final_objective_minus_ppo"][2] < 0
+
+
+def test_replay_without_guards_ends_lower_while_the_score_rises():
+    """The FAQ says so, and chapter 12 shows the settings of these runs."""
+    runs: dict = {}
+    for row in stored.load("without_guards/curves.csv"):
+        runs.setdefault(row["arm"], {}).setdefault(row["seed"], []).append(row)
+    late = {arm: {s: sum(r["objective"] for r in c[-3:]) / 3 for s, c in of.items()} for arm, of in runs.items()}
+    assert all(len(of) == 10 for of in runs.values()) and len(runs) == 4
+    assert all(late["guards off"][seed] < late["careful"][seed] for seed in late["careful"])
+    assert all(curve[-1]["score"] > curve[0]["score"] for curve in runs["guards off"].values())
+    arms = stored.load("without_guards/runs.json")["arms"]
+    chapter = (toc.ROOT / "chapters/12_sample_efficiency_lab.ipynb").read_text("utf8")
+    for settings in (arms["careful"], arms["guards on"]):
+        shown = ", ".join(f'"{name}": {value:g}' for name, value in settings.items()).replace("0.001", "1e-3")
+        assert shown.replace("0.003", "3e-3").replace('"', '\\"') in chapter, shown
+
+
+SAYS_TIMES = ("versions_compared", "v0_against_v1", "v1_improvements", "speed", "faq", "replay_guide")
+
+
+@pytest.mark.parametrize("name", SAYS_TIMES)
+def test_pages_that_give_times_or_memory_name_the_processor(name):
+    """One machine's seconds are not another's."""
+    assert re.search(r"\{stored\}`[\w/]+\.json#[\w.]*device`", PAGES[name]), f"{name} does not say where"
