@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import re
 import runpy
 import shlex
 from pathlib import Path
@@ -66,6 +68,7 @@ def pairs(changes: list[str]) -> dict:
 def reward_function(place: str) -> RewardFunction:
     """The function that `path/to/file.py:name` names; running the file is what the user asked for."""
     file, colon, name = place.rpartition(":")
+    file = os.path.expanduser(file)
     if not colon or not Path(file).is_file():
         raise ValueError(f"--reward {place}: write path/to/file.py:function, the path of a file that exists")
     function = runpy.run_path(file, run_name="reward").get(name)
@@ -101,21 +104,35 @@ def prompts_of(config: PPOConfigV1) -> tuple[list[str], list[str] | None]:
 
 
 def prompts_in(path: str) -> list[str]:
-    """The prompts in a file: the field "prompt" of JSON lines in a .jsonl file, else the lines that are not empty.
+    """The prompts in a UTF-8 file: the field "prompt" of JSON lines (.jsonl, .ndjson), else each line with text in it.
+
+    Lines end where editors end them: a line separator of Unicode within a text is part of it.
 
     Raises:
-        ValueError: a line is not as it should be; the message names it.
+        ValueError: the file is not UTF-8, or a line is not as it should be; the message names file and line.
     """
-    prompts = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip() and path.endswith(".jsonl"):
-            try:
-                line = json.loads(line)["prompt"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f'{path}, line {number}: a JSON object with a field "prompt" is needed') from error
-        if not isinstance(line, str) or line.strip():
-            prompts.append(line)
-    return prompts
+    data = Path(path).expanduser().read_bytes()
+    try:
+        text = data.decode("utf-8-sig")  # Windows may put a mark before the first line
+    except UnicodeDecodeError as error:
+        number = data[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason}): save the file as UTF-8") from error
+    lines = enumerate(re.split(r"\r\n|\n|\r", text), start=1)
+    lines = [(number, line) for number, line in lines if line.strip()]
+    if Path(path).suffix.lower() not in (".jsonl", ".ndjson"):
+        return [line for _, line in lines]
+    return [_prompt_of(line, f"{path}, line {number}") for number, line in lines]
+
+
+def _prompt_of(line: str, where: str) -> str:
+    """The field "prompt" of a line of JSON; ValueError says `where` there is none."""
+    try:
+        prompt = json.loads(line)["prompt"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{where}: a JSON object with a field "prompt" is needed') from error
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError(f'{where}: the field "prompt" holds {prompt!r}, not a text: drop the line or fill it')
+    return prompt
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, dict]:

@@ -240,7 +240,7 @@ class PPOTrainer(ppo.PPOTrainer):
         config, update, score = self.config, len(self.history), metrics.get("eval/score")
         self.schedule.step(score)
         better = score is not None and self.best.beaten_by(score, update, config.early_stopping_min_delta)
-        stop = bool(self._callback and self._callback(self, rollout, metrics) is True) or self.out_of_patience
+        stop = bool(self._callback and self._callback(self, rollout, metrics)) or self.out_of_patience
         if config.output_dir:
             if better:
                 self._keep_running(lambda: self.save(self.best_dir), "the best model")

@@ -41,7 +41,7 @@ def find_state(wanted: bool | str | Path, output_dir: str | None) -> tuple[dict[
     """
     if wanted is True and not output_dir:
         raise ValueError("`resume_from_checkpoint`=True looks in `output_dir`: set it, or name a checkpoint")
-    folder = Path(output_dir if wanted is True else wanted)
+    folder = Path(output_dir if wanted is True else wanted).expanduser()
     if (folder / checkpoint.MANIFEST).exists() or folder.is_file() or folder.name.startswith(checkpoint.PREFIX):
         named = folder.resolve().parent
         return checkpoint.load_checkpoint(folder), named.parent if named.name == "checkpoints" else None
