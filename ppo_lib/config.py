@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,20 @@ def _no_in_yaml(value):
     return "no" if value is False else value
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: in 1.1, which PyYAML reads, `1e-6` is a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def read_yaml(text: str) -> Any:
+    """Plain data from YAML; a tag that asks for code is an error."""
+    return yaml.load(text, _Loader)  # noqa: S506 (a safe loader)
+
+
 def read_mapping(path: str | Path) -> dict[str, Any]:
     """The settings in a YAML file, an empty one included. Only plain data is read: a tag that asks for code is refused.
 
@@ -27,7 +42,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         ValueError: the file is not a YAML mapping.
     """
     try:
-        settings = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8-sig"))
+        settings = read_yaml(Path(path).expanduser().read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if settings is None:

@@ -1,19 +1,20 @@
 """What a run is given on the command line: settings, prompts, a reward, a checkpoint to go on from."""
 
 import argparse
+import importlib.util
 import json
-import os
 import re
-import runpy
 import shlex
+import sys
 from pathlib import Path
 
 import pydantic
 import yaml
+from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ppo_lib import checkpoint, resume, worlds
-from ppo_lib.config import REPLAY_SETTINGS, PPOConfigV1, preset_settings, read_mapping
+from ppo_lib.config import REPLAY_SETTINGS, PPOConfigV1, preset_settings, read_mapping, read_yaml
 from ppo_lib.models import load_policy
 from ppo_lib.ppo_v1 import PPOTrainer
 from ppo_lib.ppo_v2 import PPOTrainerWithReplay
@@ -59,19 +60,34 @@ def pairs(changes: list[str]) -> dict:
         if not equals:
             raise ValueError(f"--set {change}: write name=value")
         try:
-            settings[name.strip()] = yaml.safe_load(value)
+            settings[name.strip()] = read_yaml(value)
         except yaml.YAMLError as error:
             raise ValueError(f"--set {change}: the value is not YAML: {error}") from error
     return settings
 
 
 def reward_function(place: str) -> RewardFunction:
-    """The function that `path/to/file.py:name` names; running the file is what the user asked for."""
+    """The function that `path/to/file.py:name` names; running the file is what the user asked for.
+
+    The file is imported as Python would from its folder: it finds its neighbours, and other processes find it.
+    """
     file, colon, name = place.rpartition(":")
-    file = os.path.expanduser(file)
-    if not colon or not Path(file).is_file():
+    path = Path(file).expanduser().resolve()
+    if not colon or not path.is_file():
         raise ValueError(f"--reward {place}: write path/to/file.py:function, the path of a file that exists")
-    function = runpy.run_path(file, run_name="reward").get(name)
+    there = getattr(sys.modules.get(path.stem), "__file__", None)
+    if path.stem in sys.modules and (there is None or Path(there).resolve() != path):
+        raise ValueError(f"--reward {place}: Python has a module {path.stem!r} already: give the file another name")
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path.stem]
+        raise
+    function = getattr(module, name, None)
     if not callable(function):
         raise ValueError(f"--reward {place}: {file} defines no function {name!r}")
     return function
@@ -82,12 +98,19 @@ def reward_of(config: PPOConfigV1, place: str | None) -> RewardFunction | None:
     if place:
         return reward_function(place)
     if config.reward_model:
-        model = AutoModelForSequenceClassification.from_pretrained(config.reward_model)
-        return RewardModel(model, AutoTokenizer.from_pretrained(config.reward_model))
+        try:
+            model = AutoModelForSequenceClassification.from_pretrained(config.reward_model)
+            return RewardModel(model, AutoTokenizer.from_pretrained(config.reward_model))
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"`reward_model`={config.reward_model!r} cannot be loaded: it is no folder with a saved sequence "
+                f"classifier and its tokenizer, and no reachable Hugging Face id ({str(error).splitlines()[0]})"
+            ) from error
     if config.model not in worlds.NAMES:
+        missing = "" if Path(config.model).is_dir() else "no folder here (is it spelt right?), "
         raise ValueError(
-            f"`model`={config.model!r} is no embedded world and brings no reward: set `reward_model`, or name a "
-            "function with --reward path/to/file.py:function"
+            f"`model`={config.model!r} is {missing}no embedded world and brings no reward: set `reward_model`, or name "
+            "a function with --reward path/to/file.py:function"
         )
     return None
 

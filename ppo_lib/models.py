@@ -205,7 +205,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, policy: PreTrainedMode
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token, so no response could ever end: set `tokenizer.eos_token`")
-    if tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id:
+    if tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]:
         raise ValueError("the tokenizer puts an EOS behind every prompt, which would end it: set add_eos_token=False")
     if len(tokenizer) > vocabulary_size(policy):
         raise ValueError(

@@ -30,7 +30,15 @@ from ppo_lib.models import (
     save_models,
 )
 from ppo_lib.rewards import RewardFunction, RewardModel, as_reward, score_responses
-from ppo_lib.rollout import Rollout, encode_prompts, logprobs_of, response_logits, response_values, sample
+from ppo_lib.rollout import (
+    Rollout,
+    encode_prompts,
+    eos_token_ids,
+    logprobs_of,
+    response_logits,
+    response_values,
+    sample,
+)
 from ppo_lib.threads import settle_threads
 
 __all__ = ["PPOConfig", "PPODataset", "PPOTrainer"]
@@ -94,6 +102,7 @@ class PPOTrainer:
         self._load(model, reward, tokenizer, critic)
         prepare_policy(self.policy)
         prepare_tokenizer(self.tokenizer, self.policy)
+        self.policy.generation_config.eos_token_id = eos_token_ids(self.policy, self.tokenizer)  # saved with it
         if reference is self.policy:
             raise ValueError("`reference` is the policy itself and would move with it: pass another model, or none")
         self.reference = self.make_reference(reference)

@@ -195,5 +195,6 @@ def trained_weights(trainer: "PPOTrainer") -> dict[str, Tensor]:
 
 def frozen_fingerprint(trainer: "PPOTrainer") -> str:
     """Tells two references, or two frozen trunks, apart."""
-    networks = (trainer.reference, trainer.critic)
-    return checkpoint.fingerprint(*(p for network in networks for p in network.parameters() if not p.requires_grad))
+    own = trainer.reference is trainer.policy  # with its adapters off: what it does not train
+    reference = [p for p in trainer.reference.parameters() if not (own and p.requires_grad)]
+    return checkpoint.fingerprint(*reference, *(p for p in trainer.critic.parameters() if not p.requires_grad))

@@ -1,24 +1,35 @@
-"""What comes in from people: the same checks at every door, files as the web and Windows write them, paths as shells do.
+"""What comes in from people: the same checks at every door, files as the web and Windows write them, homes of shells.
 
 Each test stands for reports of other trainers, and for their kind.
 """
+
+import errno
+import importlib
+import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from ppo_lib import worlds
+from ppo_lib import checkpoint, worlds
+from ppo_lib.cli import main
+from ppo_lib.config import read_mapping
 from ppo_lib.data import PPODataset, columns_of
 from ppo_lib.evaluation import evaluate
-from ppo_lib.inputs import prompts_in, reward_function
+from ppo_lib.inputs import pairs, prompts_in, reward_function
 from ppo_lib.models import WRITTEN_ASIDE
 from ppo_lib.ppo import PPOConfig, PPOTrainer
 from ppo_lib.ppo_v1 import PPOConfigV1
 from ppo_lib.ppo_v1 import PPOTrainer as PPOTrainerV1
 from ppo_lib.ppo_v2 import PPOTrainerWithReplay
 from ppo_lib.rewards import score_responses
+from tests.unit.tiny import byte_tokenizer, tiny_policy
 
 SMALL = dict(total_episodes=16, batch_size=4, minibatch_size=4, max_new_tokens=4, num_ppo_epochs=1, device="cpu")
 PROMPTS = ["The film was", "I think", "We saw", "My brother"]
@@ -208,3 +219,152 @@ def test_a_name_with_brackets_is_no_pattern(tmp_path, trainer):
     (tmp_path / f".ab{WRITTEN_ASIDE}x").mkdir()
     trainer.save(tmp_path / "a[b]")
     assert (tmp_path / f".ab{WRITTEN_ASIDE}x").exists() and (tmp_path / "a[b]/config.json").exists()
+
+
+def test_a_folder_that_cannot_be_flushed_gets_its_checkpoints(tmp_path, monkeypatch):
+    """Windows refuses to open a folder."""
+    sound = os.open
+
+    def windows(path, *arguments, **keywords):
+        if Path(path).is_dir():
+            raise PermissionError(13, "Permission denied", str(path))
+        return sound(path, *arguments, **keywords)
+
+    monkeypatch.setattr(checkpoint.os, "open", windows)
+    folder = checkpoint.save_checkpoint(tmp_path, 3, {"a": torch.ones(2)})
+    assert checkpoint.load_checkpoint(folder)["a"].tolist() == [1.0, 1.0]
+
+
+def test_a_disk_that_fails_while_a_folder_is_flushed_is_an_error(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint._flush(tmp_path)
+
+
+# what a saved model and a resumed run know
+
+
+def test_a_saved_model_ends_where_the_trainer_ended(tmp_path):
+    policy, tokenizer = tiny_policy("llama"), byte_tokenizer()
+    policy.config.eos_token_id = policy.generation_config.eos_token_id = None  # a base model
+    PPOTrainer(policy, lambda p, r: [0.0] * len(r), tokenizer=tokenizer, **SMALL).save(tmp_path / "saved")
+    ends = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").generation_config.eos_token_id
+    assert tokenizer.eos_token_id in (ends if isinstance(ends, list) else [ends]), "generate() would run on"
+
+
+def test_a_reference_that_was_given_with_gradients_is_told_from_another(tmp_path):
+    world, given = worlds.load("reviews"), tmp_path / "run"
+    other = worlds.load("reviews").model
+    with torch.no_grad():
+        other.model.embed_tokens.weight.mul_(1.01)
+    PPOTrainerV1(reference=worlds.load("reviews").model, output_dir=str(given), save_every=1, **SMALL).train(
+        world.prompts, callback=lambda *_: True
+    )
+    with pytest.raises(ValueError, match="the reference is not the one"):
+        PPOTrainerV1(reference=other, resume_from_checkpoint=str(given), **SMALL)
+    PPOTrainerV1(reference=worlds.load("reviews").model, resume_from_checkpoint=str(given), **SMALL)
+
+
+def test_a_tokenizer_without_the_letter_a_is_one():
+    vocabulary = {letter: number for number, letter in enumerate("0123456789+=")} | {"<eos>": 12}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE(vocab=vocabulary, merges=[])), eos_token="<eos>"
+    )
+    policy = tiny_policy("llama", vocab_size=13)
+    policy.generation_config.eos_token_id = 12
+    PPOTrainer(policy, lambda p, r: [float(len(x)) for x in r], tokenizer=tokenizer, **SMALL).train(["1+2=", "3+4="])
+
+
+# settings
+
+
+@pytest.mark.parametrize("text, value", [
+    ("1e-6", 1e-6), ("1.e3", 1000.0), ("-.5E+2", -50.0), ("+2e0", 2.0), ("1e", "1e"), ("e5", "e5"), ("1e5a", "1e5a"),
+    ("0.5", 0.5), ("12", 12), ("'1e-6'", "1e-6"),
+])  # fmt: skip
+def test_numbers_are_numbers_however_deep_they_stand(text, value, tmp_path):
+    (tmp_path / "c.yaml").write_text(f"top: {text}\nkwargs: {{min_lr: {text}, all: [{text}]}}\n")
+    expected = {"top": value, "kwargs": {"min_lr": value, "all": [value]}}
+    assert read_mapping(tmp_path / "c.yaml") == expected
+    assert pairs([f"kwargs={{min_lr: {text}}}"]) == {"kwargs": {"min_lr": value}}
+
+
+@pytest.mark.parametrize("name, kwargs, words", [
+    ("plateau", {"min_lr": "low", "patience": 0}, "plateau.*min_lr.*fails after update"),
+    ("OneCycleLR", {"max_lr": 1.0, "total_steps": 2}, "OneCycleLR.*fails after update 3 of 4"),
+    ("cosine_with_min_lr", {"min_lr": "low"}, "cosine_with_min_lr"),
+])  # fmt: skip
+def test_a_schedule_that_would_fail_in_the_middle_fails_before_the_run(name, kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        PPOTrainerV1(lr_scheduler=name, lr_scheduler_kwargs=kwargs, **SMALL)
+
+
+def test_v0s_second_argument_is_not_taken_for_prompts():
+    with pytest.raises(TypeError, match="callback="):
+        PPOTrainerV1(**SMALL).train(PROMPTS, lambda trainer, rollout, metrics: True)
+
+
+@pytest.mark.parametrize("value", ["some/reward-model", "./my-rm"])
+def test_a_reward_model_that_is_not_there_is_named_with_its_setting(value, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--set", f"reward_model={value}", "--set", "output_dir=o"]) == 2
+    assert f"`reward_model`='{value}' cannot be loaded" in capsys.readouterr().err
+
+
+def test_a_misspelt_run_is_told_that_it_is_not_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["eval", "runs/frist"]) == 2
+    assert "`model`='runs/frist' is no folder here" in capsys.readouterr().err
+
+
+# a reward in a file
+
+
+@pytest.fixture
+def rewards(tmp_path, monkeypatch):
+    """A folder of files for rewards; what they import is forgotten afterwards."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    (tmp_path / "words_of_praise.py").write_text("GOOD = 1.0\n")
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def test_a_reward_file_finds_its_neighbours(rewards):
+    (rewards / "by_word.py").write_text(
+        "from words_of_praise import GOOD\ndef reward(prompts, responses): return [GOOD] * len(responses)\n"
+    )
+    assert reward_function(f"{rewards}/by_word.py:reward")(["a"], ["b"]) == [1.0]
+
+
+def test_a_reward_file_may_use_other_processes(rewards):
+    (rewards / "by_pool.py").write_text(
+        "import multiprocessing\nfrom concurrent.futures import ProcessPoolExecutor\n"
+        "def length(text): return float(len(text))\n"
+        "def reward(prompts, responses):\n"
+        "    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:\n"
+        "        return list(pool.map(length, responses))\n"
+    )
+    assert score_responses(reward_function(f"{rewards}/by_pool.py:reward"), ["a"], ["bcd"]).tolist() == [3.0]
+
+
+def test_a_changed_reward_file_is_read_again_and_one_that_hides_a_module_is_refused(rewards):
+    file = rewards / "by_hand.py"
+    for value in (1.0, 2.0):
+        file.write_text(f"def reward(prompts, responses): return [{value}]  # {value}\n")
+        importlib.invalidate_caches()
+        assert reward_function(f"{file}:reward")([""], [""]) == [value]
+    (rewards / "json.py").write_text("def reward(prompts, responses): return [0.0]\n")
+    with pytest.raises(ValueError, match="another name"):
+        reward_function(f"{rewards}/json.py:reward")
+
+
+def test_a_reward_file_with_an_error_leaves_nothing_behind(rewards):
+    (rewards / "broken_reward.py").write_text("1 / 0\n")
+    with pytest.raises(ZeroDivisionError):
+        reward_function(f"{rewards}/broken_reward.py:reward")
+    assert "broken_reward" not in sys.modules
