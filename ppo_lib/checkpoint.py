@@ -5,8 +5,10 @@ SHA-256 of the other two). Nothing in it is ever unpickled, so loading one canno
 flushed to the disk and renamed: one that bears its name is whole unless the disk itself failed, and the checksums tell.
 """
 
+import errno
 import hashlib
 import json
+import logging
 import os
 import random
 import shutil
@@ -20,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+LOGGER = logging.getLogger(__name__)
 PREFIX, ASIDE = "update-", ".writing-"
 
 
@@ -232,9 +235,17 @@ def _sha256(path: Path) -> str | None:
 
 
 def _flush(path: Path) -> None:
-    """Wait until the disk has what was written to a file, or a folder's names."""
-    handle = os.open(path, os.O_RDONLY)
+    """Wait until the disk has what was written to a file, or a folder's names.
+
+    Windows and some mounts cannot flush a folder: the files in it are whole all the same, so it is said and no more.
+    """
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if not path.is_dir() or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        LOGGER.info("the folder %s cannot be flushed (%s): a power cut may take its newest checkpoint", path, error)

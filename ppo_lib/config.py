@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +21,20 @@ def _no_in_yaml(value):
     return "no" if value is False else value
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: in 1.1, which PyYAML reads, `1e-6` is a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def read_yaml(text: str) -> Any:
+    """Plain data from YAML; a tag that asks for code is an error."""
+    return yaml.load(text, _Loader)  # noqa: S506 (a safe loader)
+
+
 def read_mapping(path: str | Path) -> dict[str, Any]:
     """The settings in a YAML file, an empty one included. Only plain data is read: a tag that asks for code is refused.
 
@@ -26,7 +42,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         ValueError: the file is not a YAML mapping.
     """
     try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        settings = read_yaml(Path(path).expanduser().read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if settings is None:
@@ -56,6 +72,12 @@ def later_stages(stage: type) -> list[type]:
     return [later for child in stage.__subclasses__() for later in (child, *later_stages(child))]
 
 
+def _at_home(value):
+    """`~/runs` is in the user's home, as in a shell."""
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+Place = Annotated[str, BeforeValidator(_at_home)]  # a path, or what is looked up by name where there is none
 Precision = Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_no_in_yaml)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -74,8 +96,8 @@ class PPOConfig:
     """
 
     # the run
-    model: str = "reviews"  # an embedded world, a folder, or a Hugging Face id
-    output_dir: str | None = None  # where metrics.jsonl, config.yaml and the models go; None writes nothing
+    model: Place = "reviews"  # an embedded world, a folder, or a Hugging Face id
+    output_dir: Place | None = None  # where metrics.jsonl, config.yaml and the models go; None writes nothing
     seed: Annotated[int, Field(ge=0)] = 0
     device: str = "auto"  # "auto" takes a GPU where there is one
     total_episodes: PositiveInt = 960  # responses to generate in the whole run
@@ -171,7 +193,7 @@ class PPOConfig:
 
     def to_yaml(self, path: str | Path) -> None:
         """Write every setting, defaults included. Models, rewards and prompts passed as objects are no settings."""
-        Path(path).write_text(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False), encoding="utf-8")
+        Path(path).expanduser().write_text(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False), encoding="utf-8")
 
 
 @dataclass(config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
@@ -186,9 +208,9 @@ class PPOConfigV1(PPOConfig):
     """
 
     # data, for the command line; None takes the world's own
-    train_prompts: str | None = None  # a text file with one prompt a line, or JSON lines with a field "prompt"
-    eval_prompts: str | None = None
-    reward_model: str | None = None  # a sequence classifier with one output: a folder or a Hugging Face id
+    train_prompts: Place | None = None  # a text file with one prompt a line, or JSON lines with a field "prompt"
+    eval_prompts: Place | None = None
+    reward_model: Place | None = None  # a sequence classifier with one output: a folder or a Hugging Face id
 
     # the learning rate, one step of its schedule an update
     lr_scheduler: str = "constant"  # a name of transformers' get_scheduler, "plateau", or a class of torch's

@@ -9,8 +9,8 @@ class PPODataset:
     """Prompts to respond to.
 
     Args:
-        prompts: texts of any length, or a Hugging Face `datasets.Dataset`, whose column `column` is used.
-        column: the text column of a `datasets.Dataset`.
+        prompts: texts of any length, or a table (of `datasets`, pandas, polars, pyarrow), of which it takes `column`.
+        column: the text column of a table.
 
     Raises:
         ValueError: there are no prompts, one is empty, or the column is missing.
@@ -20,11 +20,12 @@ class PPODataset:
     def __init__(self, prompts: Sequence[str], column: str = "prompt"):
         if isinstance(prompts, Mapping):
             raise TypeError(f"`prompts` is a mapping of {list(prompts)}: pass one split, or one list, of it")
-        columns = getattr(prompts, "column_names", None)
+        columns = columns_of(prompts)
         if columns is not None:
             if column not in columns:
                 raise ValueError(f"the dataset has columns {columns}, not `{column}`: pass PPODataset(data, column=…)")
             prompts = prompts[column]
+            prompts = prompts.to_pylist() if hasattr(prompts, "to_pylist") else prompts  # pyarrow's own text type
         if isinstance(prompts, str):
             raise TypeError("`prompts` is one string: pass a list of strings, e.g. PPODataset([prompt])")
         self.prompts = [] if prompts is None else list(prompts)
@@ -43,8 +44,17 @@ class PPODataset:
         return self.prompts[index]
 
 
+def columns_of(table) -> list[str] | None:
+    """The names of a table's columns, under whichever name its library has them; None for what is no table."""
+    for names in (getattr(table, "column_names", None), getattr(table, "columns", None)):
+        if names is not None and not callable(names):
+            return [str(name) for name in names]
+    fields = getattr(getattr(table, "dtype", None), "names", None)  # numpy's arrays of records
+    return list(fields) if fields else None
+
+
 def as_dataset(data) -> PPODataset:
-    """Accept a `PPODataset`, a `datasets.Dataset` or a list of strings."""
+    """Accept a `PPODataset`, a table with a column `prompt`, or a list of strings."""
     return data if isinstance(data, PPODataset) else PPODataset(data)
 
 

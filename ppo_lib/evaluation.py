@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ppo_lib.data import as_dataset
 from ppo_lib.estimators import kl_k1
 from ppo_lib.ppo import Metrics, PPOTrainer
 from ppo_lib.rewards import RewardFunction, score_responses
@@ -21,7 +22,13 @@ def evaluate(
         The metrics, and one row per prompt with the responses as texts and their scores. The metrics are `eval/score`
         and `eval/length` of the sampled and, with `_greedy`, of the greedy responses; and of the sampled ones `eval/kl`
         and `eval/entropy` (nats per response), `eval/rlhf_reward` (score − β KL) and `eval/ended` (share with an EOS).
+
+    Raises:
+        TypeError, ValueError: `prompts` are not what `train` takes.
     """
+    dataset = as_dataset(prompts)
+    trainer.check_room(dataset)
+    prompts = dataset.prompts
     generator = torch.Generator().manual_seed(seed)
     sampled, greedy = trainer.respond(prompts, generator), trainer.respond(prompts, generator, greedy=True)
     for rollout in (sampled, greedy):

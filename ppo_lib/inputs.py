@@ -1,17 +1,20 @@
 """What a run is given on the command line: settings, prompts, a reward, a checkpoint to go on from."""
 
 import argparse
+import importlib.util
 import json
-import runpy
+import re
 import shlex
+import sys
 from pathlib import Path
 
 import pydantic
 import yaml
+from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ppo_lib import checkpoint, resume, worlds
-from ppo_lib.config import REPLAY_SETTINGS, PPOConfigV1, preset_settings, read_mapping
+from ppo_lib.config import REPLAY_SETTINGS, PPOConfigV1, preset_settings, read_mapping, read_yaml
 from ppo_lib.models import load_policy
 from ppo_lib.ppo_v1 import PPOTrainer
 from ppo_lib.ppo_v2 import PPOTrainerWithReplay
@@ -57,18 +60,34 @@ def pairs(changes: list[str]) -> dict:
         if not equals:
             raise ValueError(f"--set {change}: write name=value")
         try:
-            settings[name.strip()] = yaml.safe_load(value)
+            settings[name.strip()] = read_yaml(value)
         except yaml.YAMLError as error:
             raise ValueError(f"--set {change}: the value is not YAML: {error}") from error
     return settings
 
 
 def reward_function(place: str) -> RewardFunction:
-    """The function that `path/to/file.py:name` names; running the file is what the user asked for."""
+    """The function that `path/to/file.py:name` names; running the file is what the user asked for.
+
+    The file is imported as Python would from its folder: it finds its neighbours, and other processes find it.
+    """
     file, colon, name = place.rpartition(":")
-    if not colon or not Path(file).is_file():
+    path = Path(file).expanduser().resolve()
+    if not colon or not path.is_file():
         raise ValueError(f"--reward {place}: write path/to/file.py:function, the path of a file that exists")
-    function = runpy.run_path(file, run_name="reward").get(name)
+    there = getattr(sys.modules.get(path.stem), "__file__", None)
+    if path.stem in sys.modules and (there is None or Path(there).resolve() != path):
+        raise ValueError(f"--reward {place}: Python has a module {path.stem!r} already: give the file another name")
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path.stem]
+        raise
+    function = getattr(module, name, None)
     if not callable(function):
         raise ValueError(f"--reward {place}: {file} defines no function {name!r}")
     return function
@@ -79,12 +98,19 @@ def reward_of(config: PPOConfigV1, place: str | None) -> RewardFunction | None:
     if place:
         return reward_function(place)
     if config.reward_model:
-        model = AutoModelForSequenceClassification.from_pretrained(config.reward_model)
-        return RewardModel(model, AutoTokenizer.from_pretrained(config.reward_model))
+        try:
+            model = AutoModelForSequenceClassification.from_pretrained(config.reward_model)
+            return RewardModel(model, AutoTokenizer.from_pretrained(config.reward_model))
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"`reward_model`={config.reward_model!r} cannot be loaded: it is no folder with a saved sequence "
+                f"classifier and its tokenizer, and no reachable Hugging Face id ({str(error).splitlines()[0]})"
+            ) from error
     if config.model not in worlds.NAMES:
+        missing = "" if Path(config.model).is_dir() else "no folder here (is it spelt right?), "
         raise ValueError(
-            f"`model`={config.model!r} is no embedded world and brings no reward: set `reward_model`, or name a "
-            "function with --reward path/to/file.py:function"
+            f"`model`={config.model!r} is {missing}no embedded world and brings no reward: set `reward_model`, or name "
+            "a function with --reward path/to/file.py:function"
         )
     return None
 
@@ -101,21 +127,35 @@ def prompts_of(config: PPOConfigV1) -> tuple[list[str], list[str] | None]:
 
 
 def prompts_in(path: str) -> list[str]:
-    """The prompts in a file: the field "prompt" of JSON lines in a .jsonl file, else the lines that are not empty.
+    """The prompts in a UTF-8 file: the field "prompt" of JSON lines (.jsonl, .ndjson), else each line with text in it.
+
+    Lines end where editors end them: a line separator of Unicode within a text is part of it.
 
     Raises:
-        ValueError: a line is not as it should be; the message names it.
+        ValueError: the file is not UTF-8, or a line is not as it should be; the message names file and line.
     """
-    prompts = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip() and path.endswith(".jsonl"):
-            try:
-                line = json.loads(line)["prompt"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f'{path}, line {number}: a JSON object with a field "prompt" is needed') from error
-        if not isinstance(line, str) or line.strip():
-            prompts.append(line)
-    return prompts
+    data = Path(path).expanduser().read_bytes()
+    try:
+        text = data.decode("utf-8-sig")  # Windows may put a mark before the first line
+    except UnicodeDecodeError as error:
+        number = data[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason}): save the file as UTF-8") from error
+    lines = enumerate(re.split(r"\r\n|\n|\r", text), start=1)
+    lines = [(number, line) for number, line in lines if line.strip()]
+    if Path(path).suffix.lower() not in (".jsonl", ".ndjson"):
+        return [line for _, line in lines]
+    return [_prompt_of(line, f"{path}, line {number}") for number, line in lines]
+
+
+def _prompt_of(line: str, where: str) -> str:
+    """The field "prompt" of a line of JSON; ValueError says `where` there is none."""
+    try:
+        prompt = json.loads(line)["prompt"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{where}: a JSON object with a field "prompt" is needed') from error
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError(f'{where}: the field "prompt" holds {prompt!r}, not a text: drop the line or fill it')
+    return prompt
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, dict]:

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import glob
 import inspect
 import pickle
 import shutil
@@ -18,6 +19,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrai
 
 CRITIC_FOLDER = "critic"
 VALUE_HEAD_FILE = "value_head.safetensors"
+WRITTEN_ASIDE = ".ppo_lib-writing-"  # in the name of a folder that is being written: nobody else calls one so
 
 
 def takes(model: nn.Module, argument: str) -> bool:
@@ -152,11 +154,12 @@ def save_models(
 
     All is written aside first and then moved, file by file: a save that fails leaves the last one as it was.
     """
-    folder = Path(folder).resolve()
+    folder = Path(folder).expanduser().resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for left_over in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed while it saved
+    mine = f".{folder.name}{WRITTEN_ASIDE}"
+    for left_over in folder.parent.glob(f"{glob.escape(mine)}*"):  # of a process that was killed while it saved
         shutil.rmtree(left_over, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as aside:
+    with tempfile.TemporaryDirectory(prefix=mine, dir=folder.parent) as aside:
         policy.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         critic.save_pretrained(Path(aside) / CRITIC_FOLDER)
@@ -202,7 +205,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, policy: PreTrainedMode
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token, so no response could ever end: set `tokenizer.eos_token`")
-    if tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id:
+    if tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]:
         raise ValueError("the tokenizer puts an EOS behind every prompt, which would end it: set add_eos_token=False")
     if len(tokenizer) > vocabulary_size(policy):
         raise ValueError(

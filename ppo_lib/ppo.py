@@ -30,7 +30,15 @@ from ppo_lib.models import (
     save_models,
 )
 from ppo_lib.rewards import RewardFunction, RewardModel, as_reward, score_responses
-from ppo_lib.rollout import Rollout, encode_prompts, logprobs_of, response_logits, response_values, sample
+from ppo_lib.rollout import (
+    Rollout,
+    encode_prompts,
+    eos_token_ids,
+    logprobs_of,
+    response_logits,
+    response_values,
+    sample,
+)
 from ppo_lib.threads import settle_threads
 
 __all__ = ["PPOConfig", "PPODataset", "PPOTrainer"]
@@ -94,6 +102,7 @@ class PPOTrainer:
         self._load(model, reward, tokenizer, critic)
         prepare_policy(self.policy)
         prepare_tokenizer(self.tokenizer, self.policy)
+        self.policy.generation_config.eos_token_id = eos_token_ids(self.policy, self.tokenizer)  # saved with it
         if reference is self.policy:
             raise ValueError("`reference` is the policy itself and would move with it: pass another model, or none")
         self.reference = self.make_reference(reference)
@@ -147,8 +156,8 @@ class PPOTrainer:
 
         Args:
             dataset: a `PPODataset`, a `datasets.Dataset` with a column `prompt`, or a list of strings.
-            callback: called as `callback(trainer, rollout, metrics)` after each update; the run ends where it
-                returns True.
+            callback: called as `callback(trainer, rollout, metrics)` after each update; the run ends where what it
+                returns is true.
 
         Raises:
             ValueError: a prompt leaves no room for a response, or `output_dir` holds an earlier run.
@@ -163,7 +172,7 @@ class PPOTrainer:
                 metrics, rollout = self.train_step(next(self.batches))
                 self.log(metrics)
                 progress.set_postfix_str(f"score {metrics['objective/scores']:.3f}, KL {metrics['objective/kl']:.2f}")
-                if callback and callback(self, rollout, metrics) is True:
+                if callback and callback(self, rollout, metrics):
                     break
             if self.config.output_dir:
                 self.save(self.model_dir)
@@ -205,7 +214,7 @@ class PPOTrainer:
 
     def collect(self, prompts: list[str], generator: torch.Generator | None = None) -> Rollout:
         """Sample `group_size` responses to each prompt from the policy."""
-        repeated = [prompt for prompt in prompts for _ in range(self.config.group_size)]
+        repeated = [prompt for prompt in as_dataset(prompts).prompts for _ in range(self.config.group_size)]
         return self.respond(repeated, generator or self.generator)
 
     def respond(self, prompts: list[str], generator: torch.Generator, greedy: bool = False) -> Rollout:
@@ -375,8 +384,14 @@ class PPOTrainer:
                     )
 
     def generate(self, prompts: list[str], greedy: bool = False, seed: int = 0) -> list[str]:
-        """The policy's responses to `prompts`; the same `seed` gives the same ones, whatever came before."""
-        return self.respond(prompts, torch.Generator().manual_seed(seed), greedy).responses
+        """The policy's responses to `prompts`; the same `seed` gives the same ones, whatever came before.
+
+        Raises:
+            TypeError, ValueError: `prompts` are not what `train` takes: one string, none, an empty or too long one.
+        """
+        dataset = as_dataset(prompts)
+        self.check_room(dataset)
+        return self.respond(dataset.prompts, torch.Generator().manual_seed(seed), greedy).responses
 
     @property
     def model_dir(self) -> Path:

@@ -79,10 +79,9 @@ class PPOTrainer(ppo.PPOTrainer):
         if isinstance(self.eval_reward, RewardModel):
             self.eval_reward.bind(self.policy, self.tokenizer)
         self.optimizer = self.accelerator.prepare_optimizer(self.optimizer)
-        self.schedule = Schedule(
-            config.lr_scheduler, self.optimizer.optimizer, config.num_updates, config.warmup_updates,
-            config.lr_scheduler_kwargs,
-        )  # fmt: skip
+        course = config.num_updates, config.warmup_updates, config.lr_scheduler_kwargs
+        Schedule.rehearse(config.lr_scheduler, config.learning_rate, *course)
+        self.schedule = Schedule(config.lr_scheduler, self.optimizer.optimizer, *course)
         self.micro_batch = FittingSize("training", config.minibatch_size)
         self.forward_batch = FittingSize("sampling and scoring", config.batch_size * config.group_size)
         self.evaluations: list[Metrics] = []  # held-out metrics by update, the first at update 0
@@ -177,6 +176,8 @@ class PPOTrainer(ppo.PPOTrainer):
             ValueError: as in v0; or a setting needs held-out prompts and there are none.
             FloatingPointError: `max_skipped_steps` steps in a row had no finite gradient.
         """
+        if callable(eval_dataset):
+            raise TypeError("`eval_dataset` is a function: in v1 it is held-out prompts; pass train(data, callback=…)")
         needing = {"early_stopping_patience": self.config.early_stopping_patience, "plateau": self.schedule.on_plateau}
         for name, wanted in needing.items():
             if wanted and eval_dataset is None:
@@ -240,7 +241,7 @@ class PPOTrainer(ppo.PPOTrainer):
         config, update, score = self.config, len(self.history), metrics.get("eval/score")
         self.schedule.step(score)
         better = score is not None and self.best.beaten_by(score, update, config.early_stopping_min_delta)
-        stop = bool(self._callback and self._callback(self, rollout, metrics) is True) or self.out_of_patience
+        stop = bool(self._callback and self._callback(self, rollout, metrics)) or self.out_of_patience
         if config.output_dir:
             if better:
                 self._keep_running(lambda: self.save(self.best_dir), "the best model")

@@ -41,7 +41,7 @@ def find_state(wanted: bool | str | Path, output_dir: str | None) -> tuple[dict[
     """
     if wanted is True and not output_dir:
         raise ValueError("`resume_from_checkpoint`=True looks in `output_dir`: set it, or name a checkpoint")
-    folder = Path(output_dir if wanted is True else wanted)
+    folder = Path(output_dir if wanted is True else wanted).expanduser()
     if (folder / checkpoint.MANIFEST).exists() or folder.is_file() or folder.name.startswith(checkpoint.PREFIX):
         named = folder.resolve().parent
         return checkpoint.load_checkpoint(folder), named.parent if named.name == "checkpoints" else None
@@ -195,5 +195,6 @@ def trained_weights(trainer: "PPOTrainer") -> dict[str, Tensor]:
 
 def frozen_fingerprint(trainer: "PPOTrainer") -> str:
     """Tells two references, or two frozen trunks, apart."""
-    networks = (trainer.reference, trainer.critic)
-    return checkpoint.fingerprint(*(p for network in networks for p in network.parameters() if not p.requires_grad))
+    own = trainer.reference is trainer.policy  # with its adapters off: what it does not train
+    reference = [p for p in trainer.reference.parameters() if not (own and p.requires_grad)]
+    return checkpoint.fingerprint(*reference, *(p for p in trainer.critic.parameters() if not p.requires_grad))

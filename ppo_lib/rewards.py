@@ -108,7 +108,7 @@ def score_responses(reward: RewardFunction, prompts: list[str], responses: list[
             score that is not a finite number. The message names the prompt.
     """
     try:
-        scores = reward(prompts, responses)
+        scores = reward(list(prompts), list(responses))  # its own lists: a reward may edit what it is given
     except Exception as error:
         raise RewardError(f"the reward raised {error!r}{_culprit(reward, prompts, responses)}") from error
     try:

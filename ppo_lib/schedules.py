@@ -3,7 +3,9 @@
 import difflib
 from collections import Counter
 
-from torch.optim import Optimizer, lr_scheduler
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau, SequentialLR
 from transformers import SchedulerType, get_scheduler
 
@@ -36,6 +38,25 @@ class Schedule:
             self.parts = [after, rising]
         else:
             self.parts = [SequentialLR(optimizer, [rising, after], milestones=[warmup])]
+
+    @classmethod
+    def rehearse(cls, name: str, rate: float, updates: int, warmup: int = 0, kwargs: dict | None = None) -> None:
+        """Go through all updates of a run at no cost, so that what could fail in the middle fails before it.
+
+        Raises:
+            ValueError: the schedule does not come to the run's end.
+        """
+        nothing = AdamW([nn.Parameter(torch.zeros(1))], lr=rate)
+        schedule = cls(name, nothing, updates, warmup, kwargs)
+        for update in range(updates):
+            nothing.step()
+            try:
+                schedule.step(-float(update))  # a held-out score that only falls
+            except Exception as error:
+                raise ValueError(
+                    f"`lr_scheduler`={name!r} with `lr_scheduler_kwargs`={kwargs} fails after update {update + 1} of "
+                    f"{updates}: {error}"
+                ) from error
 
     @staticmethod
     def _after_warmup(name: str, optimizer: Optimizer, updates: int, kwargs: dict) -> LRScheduler:
