@@ -1,12 +1,13 @@
 """One thread or all: seconds of an update of v0 on models of growing size, alone on the machine and beside another run.
 
-    python benchmarks/threads.py    # minutes; leave the machine alone
+    python benchmarks/threads.py    # about six minutes; leave the machine alone
 
 Each size is a Llama with the vocabulary of `reviews`. Numbers of threads take turns, so that a machine that slows down
-slows both. `ppo_lib.threads.SMALL` is the size below which all threads gain less than a fifth.
+slows both. `ppo_lib.threads.SMALL` lies between the size at which all threads gain little alone and the next.
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from ppo_lib import threads, worlds
 from ppo_lib.ppo import PPODataset, PPOTrainer
 
-SIZES = {"88 k": (0, 0), "0.4 M": (96, 3), "1 M": (160, 3), "3 M": (256, 4), "7 M": (384, 4), "15 M": (512, 5)}
+SIZES = {"88 k": (0, 0), "0.5 M": (96, 3), "1.2 M": (160, 3), "3.7 M": (256, 4)}  # name: width and layers; 0: `reviews`
 ROUNDS = 5
 
 
@@ -59,7 +60,7 @@ def main() -> None:
         trainer.prepare(PPODataset(worlds.load("reviews").prompts))
         update_seconds(trainer, most)
         row = {"size": name, "parameters": sum(p.numel() for p in trainer.policy.parameters())}
-        for how in ("alone", "beside another run"):
+        for how in ("alone", "beside"):  # beside another run
             other = subprocess.Popen([sys.executable, __file__, "burn"]) if how != "alone" else None
             found = measure(trainer, most)
             if other:
@@ -77,7 +78,7 @@ def main() -> None:
 
 def burn() -> None:
     """Another run on the machine: the tiny model with all threads, as torch would have it."""
-    torch.set_num_threads(max(2, threads._by_default))
+    os.environ["TQDM_DISABLE"] = "1"
     trainer = PPOTrainer(device="cpu", total_episodes=10**9)
     torch.set_num_threads(max(2, threads._by_default))
     trainer.train(PPODataset(worlds.load("reviews").prompts))

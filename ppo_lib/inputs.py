@@ -20,6 +20,8 @@ from ppo_lib.ppo_v1 import PPOTrainer
 from ppo_lib.ppo_v2 import PPOTrainerWithReplay
 from ppo_lib.rewards import RewardFunction, RewardModel
 
+OF_REWARD = "__ppo_lib_reward__"  # marks a module that was imported from a reward's file
+
 
 def settings_from(preset: str | None, file: Path | None, changes: list[str], replay: bool = False) -> dict:
     """One mapping of settings: the preset's, over them the file's, over them the `name=value` of `changes`.
@@ -75,13 +77,12 @@ def reward_function(place: str) -> RewardFunction:
     path = Path(file).expanduser().resolve()
     if not colon or not path.is_file():
         raise ValueError(f"--reward {place}: write path/to/file.py:function, the path of a file that exists")
-    there = getattr(sys.modules.get(path.stem), "__file__", None)
-    if path.stem in sys.modules and (there is None or Path(there).resolve() != path):
+    if path.stem in sys.modules and not hasattr(sys.modules[path.stem], OF_REWARD):
         raise ValueError(f"--reward {place}: Python has a module {path.stem!r} already: give the file another name")
-    if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))
+    sys.path[:] = [str(path.parent), *(folder for folder in sys.path if folder != str(path.parent))]
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    setattr(module, OF_REWARD, True)
     try:
         spec.loader.exec_module(module)
     except BaseException:

@@ -6,7 +6,7 @@ import os
 import torch
 from torch import nn
 
-SMALL = 3_000_000  # parameters; below, a second thread gains little alone and costs much on a busy machine
+SMALL = 250_000  # parameters; below, a second thread gains little alone and costs much on a busy machine
 CHOSEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # variables by which somebody has chosen already
 LOGGER = logging.getLogger(__name__)
 _by_default = torch.get_num_threads()

@@ -358,6 +358,11 @@ def test_a_changed_reward_file_is_read_again_and_one_that_hides_a_module_is_refu
         file.write_text(f"def reward(prompts, responses): return [{value}]  # {value}\n")
         importlib.invalidate_caches()
         assert reward_function(f"{file}:reward")([""], [""]) == [value]
+    (rewards / "elsewhere").mkdir()
+    other = rewards / "elsewhere/by_hand.py"
+    other.write_text("def reward(prompts, responses): return [3.0]\n")
+    first, second = reward_function(f"{file}:reward"), reward_function(f"{other}:reward")
+    assert (first([""], [""]), second([""], [""])) == ([2.0], [3.0]), "two files of one name are taken for one"
     (rewards / "json.py").write_text("def reward(prompts, responses): return [0.0]\n")
     with pytest.raises(ValueError, match="another name"):
         reward_function(f"{rewards}/json.py:reward")
