@@ -78,6 +78,7 @@ def run(chapter: Path, target: Path, parameters: dict) -> float:
     import papermill
 
     os.environ.update(KERNEL_ENVIRONMENT)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # beside another chapter, threads would wait for each other
     scratch = target.parent / "running" / target.name  # where a chapter that fails can be looked at
     scratch.parent.mkdir(exist_ok=True)
     start = time.perf_counter()

@@ -93,6 +93,6 @@ def test_an_attempt_tells_how_it_ended_and_whether_it_counts(tmp_path):
     assert sturdy.key_of(chapter, sturdy.VARIANTS["native"]) != sound["key"], "a changed chapter is not run again"
 
 
-def test_commits_rotate_through_every_variant_that_needs_no_environment():
+def test_commits_rotate_through_every_variant_that_runs_beside_others():
     chosen = {sturdy.rotating(f"{commit:08x}") for commit in range(100)}
-    assert chosen == {name for name, variant in sturdy.VARIANTS.items() if name != "native" and not variant.colab}
+    assert chosen == {name for name, variant in sturdy.VARIANTS.items() if name != "native" and not variant.alone}
