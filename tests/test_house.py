@@ -15,7 +15,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 import cells
 import publish
@@ -131,7 +131,7 @@ def needs(distribution: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("folder", "extras"), [("ppo_lib", ["book", "v1", "eight-bit", "smollm2"]), ("tests", list(EXTRAS))]
+    ("folder", "extras"), [("ppo_lib", ["book", "long-runs", "eight-bit", "smollm2"]), ("tests", list(EXTRAS))]
 )
 def test_every_import_is_declared(folder, extras):
     """In pyproject.toml itself, or as a requirement of a package named there (traitlets of ipywidgets, say)."""
@@ -146,6 +146,13 @@ def test_every_import_is_declared(folder, extras):
             for module in sorted(imports(name) - own - sys.stdlib_module_names):
                 sources = {canonicalize_name(source) for source in origin.get(module, [module])}
                 assert sources & declared, f"{name} imports {module}, which pyproject.toml does not declare"
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_no_extra_can_be_read_as_a_version(extra):
+    """pip 24 compares markers such as `extra == "v1"` as versions, and fails on every other extra's name."""
+    with pytest.raises(InvalidVersion):
+        Version(extra)
 
 
 def test_readme_installs_from_the_one_repository():
