@@ -42,7 +42,7 @@ BUILD = ROOT / "_build/sturdy"
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 SSE41 = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 NATIVE = torch.backends.cpu.get_cpu_capability()  # before a variant chooses another
-KERNELS = {"native": {}, "avx2": AVX2, "sse41": SSE41}
+KERNELS = {"avx2": AVX2, "sse41": SSE41, "native": {}}
 
 
 @dataclass(frozen=True)
@@ -213,32 +213,34 @@ def tables() -> None:
 
 def run_tests() -> None:
     """The tests that need neither chapters nor a browser, under each kernel; with the margins of the learning tests."""
-    found = {}
     for name, environment in KERNELS.items():
         report = BUILD / f"tests-{name}.xml"
         report.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", f"--junitxml={report}"]
-        ignored = ["--ignore=tests/notebooks", "--ignore=tests/site", "--ignore=tests/sturdy"]
-        subprocess.run(
-            [*command, *ignored], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, check=False
-        )
-        suite = ElementTree.parse(report).getroot().find("testsuite")
-        counts = {what: int(suite.get(what)) for what in ("tests", "failures", "errors", "skipped")}
-        passed = counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"]
-        failed = [case.get("name") for case in suite.iter("testcase") if case.find("failure") is not None]
-        margins = [
-            {"test": case.get("name"), **json.loads(each.get("value"))}
-            for case in suite.iter("testcase") for each in case.iter("property") if each.get("name") == "margin"
-        ]  # fmt: skip
-        found[name] = {
-            "passed": passed, **counts, "failed": failed, "margins": margins, "seconds": float(suite.get("time")),
-        }  # fmt: skip
-    thresholds: dict[str, dict] = {}
-    for kernel in found.values():
-        for margin in kernel.pop("margins"):
-            row = thresholds.setdefault(f"{margin['test']}: {margin['what']}", {**margin, "worst": margin["value"]})
-            row["worst"] = (min if margin["above"] else max)(row["worst"], margin["value"])
-    write_json(TESTS, {"kernels": found, "margins": list(thresholds.values()), "provenance": provenance()})
+        ignored = [f"--ignore=tests/{name}" for name in ("notebooks", "site", "sturdy", "unit/test_where_it_ran.py")]
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        subprocess.run([*command, *ignored], cwd=ROOT, env=variables, check=False)
+        store_tests(name, ElementTree.parse(report).getroot().find("testsuite"))
+
+
+def store_tests(kernel: str, suite: ElementTree.Element) -> None:
+    """Add what a kernel's tests reported to the stored file, and the worst of each threshold over all kernels."""
+    counts = {what: int(suite.get(what)) for what in ("tests", "failures", "errors", "skipped")}
+    cases = list(suite.iter("testcase"))
+    notes = [(case.get("name"), each) for case in cases for each in case.iter("property")]
+    kernels = json.loads(TESTS.read_text("utf8"))["kernels"] if TESTS.exists() else {}
+    kernels[kernel] = {
+        "passed": 2 * counts["tests"] - sum(counts.values()), **counts, "seconds": float(suite.get("time")),
+        "failed": [case.get("name") for case in cases if case.find("failure") is not None],
+        "thresholds": [
+            {"test": test, **json.loads(note.get("value"))} for test, note in notes if note.get("name") == "margin"
+        ],
+    }  # fmt: skip
+    worst: dict[str, dict] = {}
+    for threshold in (each for row in kernels.values() for each in row["thresholds"]):
+        row = worst.setdefault(f"{threshold['test']}: {threshold['what']}", {**threshold, "worst": threshold["value"]})
+        row["worst"] = (min if threshold["above"] else max)(row["worst"], threshold["value"])
+    write_json(TESTS, {"kernels": kernels, "margins": list(worst.values()), "provenance": provenance()})
 
 
 def main() -> None:
