@@ -26,7 +26,7 @@ import toc  # noqa: E402
 FREEZE = Path(__file__).with_name("colab-pip-freeze.txt")
 USED = [
     *("transformers", "accelerate", "peft", "safetensors", "numpy", "pydantic", "pyyaml", "plotly", "anywidget"),
-    *("ipywidgets", "tqdm", "tensorboard", "wandb"),
+    *("ipywidgets", "tqdm", "tensorboard", "wandb", "scipy"),
 ]
 KERNEL = ["ipython", "ipykernel", "nbclient", "nbformat", "datasets"]
 # What chapter 6 reads the real model with where the hub is out of reach; Colab reaches the hub.
