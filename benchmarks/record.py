@@ -26,7 +26,7 @@ def provenance(*more_packages: str) -> dict:
         "changed_since_commit": _git("status", "--porcelain", "--", "ppo_lib", "benchmarks/*.py").splitlines(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in (*PACKAGES, *more_packages)},
-        "device": _device(),
+        "device": device_name(),
         "kernel": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }
@@ -65,7 +65,8 @@ def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def _device() -> str:
+def device_name() -> str:
+    """The GPU, or the CPU with its cores."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     cpuinfo = Path("/proc/cpuinfo")

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from record import RESULTS, ROOT, provenance, write_json
+from record import RESULTS, ROOT, device_name, provenance, write_json
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -75,6 +75,7 @@ VARIANTS = {
     "colab": Variant("Colab's Python 3.13 and package versions, from the setup cell on", colab=True, alone=True),
 }
 FULL = {"full": Variant('PROFILE = "full"', parameters={"PROFILE": "full"})}
+EVERY = VARIANTS | FULL
 
 
 def rotating(commit: str) -> str:
@@ -131,7 +132,7 @@ def run_chapter(chapter: Path, variant: Variant, target: Path) -> float:
 
 def attempt(chapter: Path, name: str) -> dict:
     """The row of one chapter under one variant, whichever way it ends."""
-    variant = {**VARIANTS, **FULL}[name]
+    variant = EVERY[name]
     key = key_of(chapter, variant)
     start = time.perf_counter()
     try:
@@ -153,7 +154,7 @@ def plain(text: str) -> str:
 
 def key_of(chapter: Path, variant: Variant) -> str:
     """A hash of all that a row depends on."""
-    parts = [execute.key_of(chapter, variant.parameters), str(variant), provenance()["device"]]
+    parts = [execute.key_of(chapter, variant.parameters), str(variant), device_name()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -165,11 +166,10 @@ def read_rows() -> list[dict]:
 def run_all(chapters: list[Path], names: list[str], again: bool) -> None:
     """Run what has no row yet, two at a time, and store each row as it comes."""
     known = {row["key"] for row in read_rows() if row["passed"] or not again}
-    variants = {**VARIANTS, **FULL}
-    todo = [(c, n) for n in names for c in chapters if key_of(c, variants[n]) not in known]
+    todo = [(c, n) for n in names for c in chapters if key_of(c, EVERY[n]) not in known]
     FOLDER.mkdir(parents=True, exist_ok=True)
     print(f"{len(todo)} of {len(names) * len(chapters)} to run", flush=True)
-    alone = [job for job in todo if variants[job[1]].alone]
+    alone = [job for job in todo if EVERY[job[1]].alone]
     spawn = multiprocessing.get_context("spawn")
     for jobs, workers in (([job for job in todo if job not in alone], 2), (alone, 1)):
         # A process for each: what one sets in its environment must not reach the next.
@@ -230,7 +230,9 @@ def store_tests(kernel: str, suite: ElementTree.Element) -> None:
     notes = [(case.get("name"), each) for case in cases for each in case.iter("property")]
     kernels = json.loads(TESTS.read_text("utf8"))["kernels"] if TESTS.exists() else {}
     kernels[kernel] = {
-        "passed": 2 * counts["tests"] - sum(counts.values()), **counts, "seconds": float(suite.get("time")),
+        "passed": counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"],
+        **counts,
+        "seconds": float(suite.get("time")),
         "failed": [case.get("name") for case in cases if case.find("failure") is not None],
         "thresholds": [
             {"test": test, **json.loads(note.get("value"))} for test, note in notes if note.get("name") == "margin"
@@ -247,7 +249,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["chapters", "full", "tests", "tables", "rotating"])
     parser.add_argument("chapters", nargs="*", help="names such as 03_rollouts; all when none is named")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=[*VARIANTS, *FULL])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(EVERY))
     parser.add_argument("--again", action="store_true", help="also what has failed before")
     options = parser.parse_args()
     chapters = [toc.CHAPTERS / f"{name}.ipynb" for name in options.chapters] or toc.chapters(toc.read())

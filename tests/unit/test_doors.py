@@ -275,7 +275,8 @@ def test_a_tokenizer_without_the_letter_a_is_one():
     )
     policy = tiny_policy("llama", vocab_size=13)
     policy.generation_config.eos_token_id = 12
-    PPOTrainer(policy, lambda p, r: [float(len(x)) for x in r], tokenizer=tokenizer, **SMALL).train(["1+2=", "3+4="])
+    ppo = PPOTrainer(policy, lambda p, r: [float(len(x)) for x in r], tokenizer=tokenizer, **SMALL)
+    assert len(ppo.train(["1+2=", "3+4="])) == 4
 
 
 # settings
