@@ -101,6 +101,7 @@ class PPOConfig:
     seed: Annotated[int, Field(ge=0)] = 0
     device: str = "auto"  # "auto" takes a GPU where there is one
     total_episodes: PositiveInt = 960  # responses to generate in the whole run
+    exact_check: bool = True  # compare the sampler's log-probabilities with the model's before the first update
 
     # the rollout
     batch_size: PositiveInt = 32  # prompts per rollout

@@ -9,9 +9,25 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM
+from transformers.models.llama import modeling_llama as llama
+from transformers.models.qwen2 import modeling_qwen2 as qwen2
 
 from ppo_lib.models import model_inputs, takes
+
+# The classes whose arithmetic `LlamaStep` and `LlamaLayer` write out: of the trunk, then of its parts.
+PARTS = {
+    LlamaForCausalLM: (
+        llama.LlamaModel, llama.LlamaDecoderLayer, llama.LlamaAttention, llama.LlamaMLP, llama.LlamaRMSNorm,
+        llama.LlamaRotaryEmbedding,
+    ),
+    Qwen2ForCausalLM: (
+        qwen2.Qwen2Model, qwen2.Qwen2DecoderLayer, qwen2.Qwen2Attention, qwen2.Qwen2MLP, qwen2.Qwen2RMSNorm,
+        qwen2.Qwen2RotaryEmbedding,
+    ),
+}  # fmt: skip
+ATTENTION = {"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"}  # transformers' own
 
 # Where a CPU multiplies W xᵀ faster than x Wᵀ, measured: by 1.4 at 16 rows and 576 columns.
 FASTER_AS_COLUMNS, WIDE = range(12, 49), 512
@@ -60,10 +76,23 @@ class LlamaDecoder(Decoder):
 
     @staticmethod
     def fits(policy: PreTrainedModel) -> bool:
-        """Whether `policy` is of these families, with attention to the whole text and positions that never change."""
+        """Whether every layer of `policy` is one of these families' own, unhooked, and its arithmetic is what is below.
+
+        So attention is to the whole text, and positions never change.
+        """
         config = policy.config
+        if type(policy) not in PARTS or type(policy.model) is not PARTS[type(policy)][0]:
+            return False
+        layers, kinds = policy.model.layers, PARTS[type(policy)][1:]
+        parts = [policy.model.norm, policy.model.rotary_emb]
+        for layer in layers:
+            parts += [layer, layer.self_attn, layer.mlp, layer.input_layernorm, layer.post_attention_layernorm]
+        if {type(part) for part in parts} != set(kinds) or len(layers) != config.num_hidden_layers:
+            return False
         return (
-            type(policy) in (LlamaForCausalLM, Qwen2ForCausalLM)
+            all(is_untouched(module) for module in policy.modules())
+            and config._attn_implementation in ATTENTION
+            and all(layer.self_attn.scaling == layer.self_attn.head_dim**-0.5 for layer in layers)
             and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
             and config.rope_parameters["rope_type"] not in ("dynamic", "longrope")
         )
@@ -199,6 +228,23 @@ def attend_by_kernel(asked: Tensor, keys: Tensor, values: Tensor, hidden: Tensor
 def _norm(layer: nn.Module) -> Callable[[Tensor], Tensor]:
     weight, epsilon = layer.weight, layer.variance_epsilon
     return lambda x: rms_norm(x, weight.shape, weight, epsilon)
+
+
+def is_untouched(module: nn.Module) -> bool:
+    """Whether nothing runs in the forward pass of `module` but its class's own: no hook, no other `forward`."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        return False
+    forward = vars(module).get("forward")
+    if getattr(forward, "func", None) is recomputed:  # which changes when activations are computed, not what they are
+        forward = forward.args[0]
+    return forward is None or getattr(forward, "__func__", None) is type(module).forward
+
+
+def recomputed(forward: Callable, *args, **kwargs):
+    """`forward`, whose activations are computed again in the backward pass."""
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
 def is_product(layer: nn.Module) -> bool:

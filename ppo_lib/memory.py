@@ -1,10 +1,10 @@
 """Ways to need less memory: adapters, recomputed activations, smaller micro-batches; and an estimate beforehand."""
 
-import copy
 import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +15,23 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ppo_lib import graphs
+from ppo_lib.config import PPOConfigV1
+from ppo_lib.decoding import recomputed
 from ppo_lib.losses import entropy_of
-from ppo_lib.models import Critic, model_inputs, takes
+from ppo_lib.models import (
+    Critic,
+    few_logits,
+    has_adapters,
+    merged,
+    model_inputs,
+    takes,
+    trunk_of,
+    vocabulary_size,
+    written_and_read,
+)
 from ppo_lib.rollout import Rollout, logprobs_of
+
+FORWARD_BYTES = 2**30  # what a pass without gradients may take: more texts at a time gain little
 
 
 def checkpoint_activations(model: nn.Module) -> None:
@@ -32,14 +46,8 @@ def checkpoint_activations(model: nn.Module) -> None:
     if not layers:
         raise ValueError(f"{type(model).__name__} has no layers to recompute: set activation_checkpointing=False")
     for layer in layers:
-        if getattr(layer.forward, "func", None) is not _recomputed:
-            layer.forward = functools.partial(_recomputed, layer.forward)
-
-
-def _recomputed(forward, *args, **kwargs):
-    if not torch.is_grad_enabled():
-        return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        if getattr(layer.forward, "func", None) is not recomputed:
+            layer.forward = functools.partial(recomputed, layer.forward)
 
 
 def add_adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> None:
@@ -55,7 +63,7 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> 
         from peft import LoraConfig
     except ImportError as error:
         raise ImportError("`lora_rank` needs the package peft: pip install peft") from error
-    if getattr(model, "_hf_peft_config_loaded", False):
+    if has_adapters(model):
         raise ValueError("the model already has adapters, of an earlier trainer say: load it again, or merge them")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -75,26 +83,53 @@ def adapters_off(model: PreTrainedModel) -> Iterator[None]:
         model.enable_adapters()
 
 
-def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of `model` in 32-bit floats with its adapters added into its weights: a plain model again, on the CPU."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    device = model.device
-    plain = copy.deepcopy(model.to("cpu")).float()  # a GPU that needs adapters has no room for a copy
-    model.to(device)
-    for name, module in list(plain.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            plain.set_submodule(name, module.get_base_layer())
-    plain._hf_peft_config_loaded = False  # or save_pretrained would look for adapters to save
-    return plain.requires_grad_(True)
-
-
 def merged_critic(critic: Critic) -> Critic:
     """A copy of `critic` whose trunk is `merged`."""
     plain = Critic(merged(critic.trunk))
     plain.value_head.load_state_dict(critic.value_head.state_dict())
     return plain
+
+
+@contextmanager
+def as_if_trained(model: PreTrainedModel, seed: int = 0) -> Iterator[None]:
+    """Within the block, the adapters of `model` hold noise: at their start they are zero, and no mistake would show."""
+    adapters = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
+    before, generator = [parameter.detach().clone() for parameter in adapters], torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapters:
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, was in zip(adapters, before, strict=True):
+                parameter.copy_(was)
+
+
+@torch.no_grad()
+def rehearse_saving(model: PreTrainedModel, folder: str | Path | None) -> None:
+    """Merge adapters as if trained, write the plain model below `folder`, read it again: it does what `model` does.
+
+    What could fail when a run ends fails before it begins.
+
+    Raises:
+        ValueError: it cannot be merged, written or read, or the plain model does something else.
+    """
+    try:
+        with adapters_off(model):
+            without = few_logits(model)
+        with as_if_trained(model):
+            trained = few_logits(model)
+            again = few_logits(written_and_read(merged(model), folder))
+        effect, missed = (trained - without).norm(), (again - trained).norm()
+    except Exception as error:
+        name = type(model).__name__
+        raise ValueError(f"`lora_rank`: the adapters of {name} could not be saved merged: {error!r}") from error
+    if missed > 0.5 * effect:  # rounding of half-precision weights is part of it; a merge that does nothing misses all
+        raise ValueError(
+            f"`lora_rank`: {type(model).__name__} does something else once its adapters are merged, so what is learned "
+            "could not be saved: set lora_rank=None"
+        )
 
 
 def freeze_in(model: nn.Module, dtype: torch.dtype) -> None:
@@ -106,17 +141,39 @@ def freeze_in(model: nn.Module, dtype: torch.dtype) -> None:
 
 def response_states(policy: PreTrainedModel, rollout: Rollout) -> Tensor:
     """What the head of `policy` makes logits of, before each response token and after the last: [B, T+1, D]."""
-    trunk = policy.base_model
+    trunk = trunk_of(policy)
     states = trunk(**model_inputs(trunk, rollout.tokens, rollout.attention_mask), use_cache=False).last_hidden_state
     return states[:, rollout.prompt_ids.shape[1] - 1 :]
 
 
 @torch.no_grad()
 def check_head(policy: PreTrainedModel) -> None:
-    """Raise ValueError where the logits of `policy` are not simply what its head makes of its last states."""
-    token = torch.zeros(1, 1, dtype=torch.long, device=policy.device)
-    of_head = policy.get_output_embeddings()(policy.base_model(token).last_hidden_state)
-    if not torch.allclose(policy(token).logits, of_head, rtol=1e-3, atol=1e-3):
+    """Raise ValueError where the logits of `policy` are not simply what its head makes of its last states.
+
+    Large states and logits are put in their place, so that no soft cap, scale or shift is hidden by small ones.
+    """
+    head, trunk, seen = policy.get_output_embeddings(), trunk_of(policy), []
+    generator = torch.Generator().manual_seed(0)
+
+    def put_states(module, inputs, output):
+        output.last_hidden_state = states.to(output.last_hidden_state)
+        return output
+
+    def put_logits(module, inputs, output):
+        seen.append(inputs[0])
+        return logits.to(output)
+
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=policy.device)
+    states = 100 * torch.randn(trunk(tokens, use_cache=False).last_hidden_state.shape, generator=generator)
+    logits = 100 * torch.randn(1, 2, head.out_features, generator=generator)
+    hooks = [trunk.register_forward_hook(put_states), head.register_forward_hook(put_logits)]
+    try:
+        output = policy(tokens, use_cache=False).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    as_put = [(output, logits), *((state, states) for state in seen)]
+    if not all(got.shape == put.shape and torch.equal(got, put.to(got)) for got, put in as_put):
         raise ValueError(
             f"{type(policy).__name__} does more to its logits than its head: "
             "set share_trunk=False and logits_chunk=None"
@@ -158,6 +215,20 @@ def response_logits_only(policy: PreTrainedModel, rollout: Rollout, temperature:
     return policy(**inputs, use_cache=False, logits_to_keep=kept).logits[:, :-1].float() / temperature
 
 
+def forward_size(config: PPOConfigV1, policy: PreTrainedModel, length: int) -> int:
+    """How many texts of `length` tokens take no more than `FORWARD_BYTES` in a pass without gradients.
+
+    An upper bound of what each takes: keys and values of all layers, what one layer has alive, and the logits of all
+    its tokens (of `logits_chunk`, where that is set) in three forms: as they come, in 32 bits, and normalised.
+    """
+    text = policy.config.get_text_config()
+    width, layers = text.hidden_size, text.num_hidden_layers
+    inner = getattr(text, "intermediate_size", None) or 4 * width
+    whole = 3 * vocabulary_size(policy)
+    each = 4 * length * (2 * layers * width + 2 * inner + 6 * width + (0 if config.logits_chunk else whole))
+    return max(1, (FORWARD_BYTES - 4 * (config.logits_chunk or 0) * whole) // each)
+
+
 class FittingSize:
     """A number of responses that is halved, with a warning, whenever they do not fit in memory.
 
@@ -167,7 +238,12 @@ class FittingSize:
     """
 
     def __init__(self, name: str, size: int):
-        self.name, self.size = name, size
+        self.name, self.size, self.at_least, self.aimed = name, size, size, size
+
+    def aim(self, size: int) -> None:
+        """Start from `size`, or where that is smaller from the first one; what was halved or restored stays."""
+        if self.size == self.aimed:
+            self.size = self.aimed = max(size, self.at_least)
 
     def fit(self, work: Callable[[int], Any]) -> Any:
         """`work(size)`; where memory runs out again, first without what `graphs` keeps, then with half the size.

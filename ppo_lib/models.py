@@ -43,6 +43,14 @@ def model_inputs(model: nn.Module, tokens: Tensor, attention_mask: Tensor) -> di
     return inputs
 
 
+def trunk_of(policy: PreTrainedModel) -> PreTrainedModel | None:
+    """The network below the head of `policy`, whose last states the head reads; None where there is none."""
+    trunk = policy.base_model
+    if trunk is policy:  # a model that is part of a larger one may name its trunk otherwise
+        trunk = getattr(policy, "model", None)
+    return trunk
+
+
 class Critic(nn.Module):
     """V(s): the trunk of a language model with a linear value head, which starts at V = 0."""
 
@@ -58,7 +66,7 @@ class Critic(nn.Module):
     @classmethod
     def from_policy(cls, policy: PreTrainedModel) -> "Critic":
         """A critic that starts from a copy of the policy's trunk and shares no weights with it."""
-        return cls(copy.deepcopy(policy.base_model)).to(policy.device)
+        return cls(copy.deepcopy(trunk_of(policy))).to(policy.device)
 
     def forward(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         """`tokens` [B, L] → values [B, L]; the value at i is that of the text up to and including token i."""
@@ -86,7 +94,7 @@ class HeadOnTrunk(Critic):
     """
 
     def __init__(self, policy: PreTrainedModel, critic: Critic | None = None):
-        super().__init__(policy.base_model)
+        super().__init__(trunk_of(policy))
         trunk = self._modules.pop("trunk")
         object.__setattr__(self, "trunk", trunk)  # no module of its own: weights are counted and trained once
         if critic is not None:
@@ -142,6 +150,52 @@ def load_critic(folder: str) -> Critic | None:
         raise ValueError(f"the critic in {saved} is damaged ({error}): remove it to start a new one") from error
 
 
+def has_adapters(model: nn.Module) -> bool:
+    """Whether any layer of `model` is one of peft's, around another."""
+    return any(hasattr(module, "base_layer") and hasattr(module, "merge") for module in model.modules())
+
+
+def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
+    """Add the adapters of `model` into its weights, all of which are trained then: it is a plain model again."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    done = ()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer) and not name.startswith(done):
+            while isinstance(module, BaseTunerLayer):  # one around another, where a layer has several weights
+                module.merge()
+                module = module.base_layer
+            model.set_submodule(name, module)
+            done += (f"{name}.",)
+    model._hf_peft_config_loaded = False  # or save_pretrained would look for adapters to save
+    names = [str(conversion) for conversion in getattr(model, "_weight_conversions", None) or ()]
+    if any("lora_" in name for name in names):  # those of a folder of adapters: a plain model would not find its names
+        model._weight_conversions = None
+    return model.requires_grad_(True)
+
+
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of `model` in 32-bit floats, on the CPU, with its adapters added into its weights."""
+    device = model.device
+    plain = copy.deepcopy(model.to("cpu")).float()  # a GPU that needs adapters has no room for a copy
+    model.to(device)
+    return merge_adapters(plain)
+
+
+@torch.no_grad()
+def few_logits(model: PreTrainedModel) -> Tensor:
+    """What `model` makes of a few tokens, to tell whether another does the same: [1, 8, V] on the CPU."""
+    tokens = torch.arange(8, device=model.device)[None] % vocabulary_size(model)
+    return model(input_ids=tokens, use_cache=False)[0].float().cpu()
+
+
+def written_and_read(model: PreTrainedModel, folder: str | Path | None = None) -> PreTrainedModel:
+    """`model` as a save followed by a load gives it, by way of a folder of its own below `folder`."""
+    with tempfile.TemporaryDirectory(prefix=WRITTEN_ASIDE, dir=folder) as aside:
+        model.save_pretrained(aside)
+        return type(model).from_pretrained(aside, dtype=torch.float32).eval()
+
+
 def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:
     """The reference: a copy of the policy as it is now, which never takes a gradient."""
     return copy.deepcopy(policy).requires_grad_(False).eval()
@@ -169,6 +223,35 @@ def save_models(
             file.replace(target)
 
 
+def settle_positions(model: nn.Module, longest: int) -> bool:
+    """Keep one set of rotations for texts of up to `longest` tokens, where a model has another for longer texts.
+
+    longrope takes its long factors for a whole batch once one text in it is longer than the model was first trained
+    on: in the middle of a response, and for other texts in each minibatch, so that old and new probabilities would not
+    compare. Where `longest` is beyond that length, long factors are taken for all texts. Returns whether this was done.
+    """
+    switched = False
+    for module in model.modules():
+        if getattr(module, "rope_type", None) != "longrope":
+            continue
+        switch = module.config.rope_parameters["original_max_position_embeddings"]
+        if longest > switch:
+            some = torch.zeros(1, 1, 1, device=module.inv_freq.device)
+            module(some, torch.full((1, 1), switch, device=some.device))  # it switches at such a position
+            module.rope_type = "longrope, long factors"
+            switched = True
+    return switched
+
+
+def allowed_inexactness(model: PreTrainedModel) -> float:
+    """Nats per token by which two ways to compute a log-probability may differ: rounding, in the precision in use."""
+    precisions = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    kind = model.device.type
+    if torch.is_autocast_enabled(kind):
+        precisions.add(torch.get_autocast_dtype(kind))
+    return max(1e-3, 16 * max(torch.finfo(precision).eps for precision in precisions))
+
+
 def vocabulary_size(model: PreTrainedModel) -> int:
     """Rows of the input embedding, V."""
     return model.get_input_embeddings().num_embeddings
@@ -176,21 +259,61 @@ def vocabulary_size(model: PreTrainedModel) -> int:
 
 def context_length(model: PreTrainedModel) -> float:
     """The most tokens that `model` takes; infinite where its configuration names no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or float("inf")
+    limits = [getattr(model.config.get_text_config(), "max_position_embeddings", None) or float("inf")]
+    for name, module in model.named_modules():  # RoBERTa's family counts positions from behind that of padding
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            limits.append(module.num_embeddings - module.padding_idx - 1)
+    return min(limits)
+
+
+@torch.no_grad()
+def check_causal_decoder(policy: PreTrainedModel) -> None:
+    """Try on two short texts that `policy` is a decoder: each logit depends on earlier tokens alone, a cache is kept.
+
+    Raises:
+        ValueError: it is not; the message says what to pass instead.
+    """
+    name, instead = type(policy).__name__, "pass a decoder, as AutoModelForCausalLM loads them (Llama, Qwen, GPT-2 …)"
+    if policy.config.is_encoder_decoder:
+        raise ValueError(f"{name} is an encoder with a decoder, and reads a prompt before it writes: {instead}")
+    if policy.get_output_embeddings() is None or getattr(policy, "generation_config", None) is None:
+        also = "; a classifier can be the `reward`" if hasattr(policy, "num_labels") else ""
+        raise ValueError(f"{name} has no head that gives a logit to each next token: {instead}{also}")
+    tokens = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=policy.device) % vocabulary_size(policy)
+    try:
+        output = policy(**model_inputs(policy, tokens, torch.ones_like(tokens)), use_cache=True)
+    except Exception as error:
+        raise ValueError(f"{name} cannot read a text of four tokens ({error!r}): {instead}") from error
+    first, second = output.logits[:, :-1].float()
+    if not torch.allclose(first, second, rtol=1e-3, atol=1e-3 * first.abs().max().item()):
+        raise ValueError(f"the logits of {name} depend on tokens that come later, as an encoder's do: {instead}")
+    if not takes(policy, "past_key_values") or not hasattr(output.get("past_key_values"), "reorder_cache"):
+        raise ValueError(f"{name} keeps no key-value cache, which sampling needs: {instead}")
+    if trunk_of(policy) is None:
+        raise ValueError(f"{name} has no trunk below its head, of which a critic could be made: {instead}")
 
 
 def prepare_policy(policy: PreTrainedModel) -> None:
-    """Check that the policy can be trained, sampled and saved.
+    """Check that the policy can be trained, sampled and saved; adapters that it brings are merged into its weights.
 
     Raises:
-        ValueError: its weights are in half precision or all frozen, or it has no key-value cache.
+        ValueError: it is no causal decoder with a key-value cache, or its weights are in half precision or all frozen.
     """
+    check_causal_decoder(policy.eval())
+    if has_adapters(policy):
+        before = few_logits(policy)
+        after = few_logits(written_and_read(merge_adapters(policy)))
+        if not torch.allclose(before, after, rtol=1e-2, atol=1e-2 * before.abs().max().item()):
+            raise ValueError("the policy's adapters cannot be merged into its weights: pass a model without adapters")
+        warnings.warn(
+            "the policy brought adapters: they are merged into its weights, all of which are trained now (new "
+            "adapters are added with v1's `lora_rank`)",
+            stacklevel=3,
+        )
     if policy.dtype in (torch.float16, torch.bfloat16):
         raise ValueError(f"the policy's weights are {policy.dtype}, which lose small updates: pass model.float()")
     if not any(parameter.requires_grad for parameter in policy.parameters()):
         raise ValueError("all weights of the policy are frozen, nothing could be learned: model.requires_grad_(True)")
-    if not takes(policy, "past_key_values"):
-        raise ValueError(f"{type(policy).__name__} keeps no key-value cache, which sampling needs: use another model")
     try:
         policy.generation_config.validate(strict=True)
     except ValueError:

@@ -12,7 +12,7 @@ from ppo_lib.config import PPOConfigV1, ReplayConfig
 from ppo_lib.inputs import prompts_of
 from ppo_lib.memory_estimate import MODELS, PARTS, ShapesOnly, memory_by_moment
 from ppo_lib.replay import ReplayBuffer
-from ppo_lib.rollout import encode_prompts
+from ppo_lib.rollout import prompt_lengths
 
 ASSUMED_PROMPT = 64  # tokens, where no tokenizer is at hand
 TITLES = {
@@ -63,7 +63,7 @@ def inputs_of(config: PPOConfigV1) -> tuple[PretrainedConfig, list[str] | None, 
             raise ValueError(f"`model`={config.model!r} cannot be found: {str(error).splitlines()[0]}") from error
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     prompts, heldout = prompts_of(config)
-    longest = encode_prompts(tokenizer, [*prompts, *(heldout or ())])[0].shape[1]
+    longest = max(prompt_lengths(tokenizer, [*prompts, *(heldout or ())]))
     return model_config, prompts, heldout, longest
 
 

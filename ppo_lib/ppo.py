@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ppo_lib import worlds
 from ppo_lib.config import PPOConfig
 from ppo_lib.data import PPODataset, PromptBatches, as_dataset
+from ppo_lib.decoding import Decoder
 from ppo_lib.estimators import gae, kl_k1, masked_mean, masked_var, token_rewards, whiten
 from ppo_lib.losses import clip_fraction, entropy_of, policy_loss, value_clip_fraction, value_loss
 from ppo_lib.models import (
     Critic,
+    allowed_inexactness,
     check_same_vocabulary,
     context_length,
     frozen_copy,
@@ -28,13 +31,14 @@ from ppo_lib.models import (
     prepare_policy,
     prepare_tokenizer,
     save_models,
+    settle_positions,
 )
 from ppo_lib.rewards import RewardFunction, RewardModel, as_reward, score_responses
 from ppo_lib.rollout import (
     Rollout,
-    encode_prompts,
     eos_token_ids,
     logprobs_of,
+    prompt_lengths,
     response_logits,
     response_values,
     sample,
@@ -100,7 +104,6 @@ class PPOTrainer:
         self.config = dataclasses.replace(config or self.config_class(), **settings)
         self.device = pick_device(self.config.device)
         self._load(model, reward, tokenizer, critic)
-        prepare_policy(self.policy)
         prepare_tokenizer(self.tokenizer, self.policy)
         self.policy.generation_config.eos_token_id = eos_token_ids(self.policy, self.tokenizer)  # saved with it
         if reference is self.policy:
@@ -117,6 +120,10 @@ class PPOTrainer:
         self.kl_coef = self.config.kl_coef
         self.generator = torch.Generator().manual_seed(self.config.seed)
         self.history: list[Metrics] = []
+        self.decoder: type[Decoder] | None = None  # the fastest that fits, unless `rehearse` found it wrong
+        self.progress: tqdm | None = None
+        self.owns_output_dir = False  # whether what lies there is this trainer's
+        self.run_began = 0  # responses that earlier, whole runs of this trainer sampled
 
     def _load(self, model, reward, tokenizer, critic) -> None:
         policy, name = model, self.config.model
@@ -129,6 +136,7 @@ class PPOTrainer:
         else:
             policy, tokenizer = load_policy(name, tokenizer)
             critic = critic or load_critic(name)
+        prepare_policy(policy)
         self.policy, self.tokenizer, self.reward = policy, tokenizer, as_reward(reward)
         self.critic = self.make_critic(critic)
 
@@ -150,9 +158,11 @@ class PPOTrainer:
         dataset: PPODataset,
         callback: Callable[["PPOTrainer", Rollout, Metrics], bool | None] | None = None,
     ) -> list[Metrics]:
-        """Run `config.num_updates` updates and return the metrics of each; `history` keeps those of earlier calls too.
+        """Run updates until `config.total_episodes` responses were sampled, and return the metrics of each.
 
-        Interrupted by Ctrl-C or an error, it still saves models and logs in `output_dir`, then re-raises.
+        Interrupted by Ctrl-C or an error, it still saves models and logs in `output_dir`, then re-raises. Called once
+        more, it goes on with a run that was interrupted, or begins another where the last one came to its end;
+        `history` keeps the metrics of all.
 
         Args:
             dataset: a `PPODataset`, a `datasets.Dataset` with a column `prompt`, or a list of strings.
@@ -164,35 +174,106 @@ class PPOTrainer:
             RewardError: the reward failed; the message names the prompt.
             FloatingPointError: the loss is NaN or infinite; the step is not taken.
         """
+        if self.is_over:
+            self.begin_again()
         self.prepare(as_dataset(dataset))
         earlier = len(self.history)
         hidden = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")  # tqdm's notebook bar does not heed it
+        self.progress = tqdm(total=self.updates_left, desc="PPO", unit="update", disable=hidden)
         try:
-            for _ in (progress := tqdm(range(self.updates_left), desc="PPO", unit="update", disable=hidden)):
+            self.begin()
+            for _ in range(self.updates_left):
                 metrics, rollout = self.train_step(next(self.batches))
                 self.log(metrics)
-                progress.set_postfix_str(f"score {metrics['objective/scores']:.3f}, KL {metrics['objective/kl']:.2f}")
+                score, kl = metrics["objective/scores"], metrics["objective/kl"]
+                self.progress.set_postfix_str(f"score {score:.3f}, KL {kl:.2f}", refresh=False)
+                self.progress.update()
                 if callback and callback(self, rollout, metrics):
                     break
             if self.config.output_dir:
+                self.tell("saving")
                 self.save(self.model_dir)
         except BaseException as error:
             if self.config.output_dir:
                 self._save_after(error)
             raise
+        finally:
+            self.progress.set_description("PPO")
+            self.progress.close()
         return self.history[earlier:]
+
+    def tell(self, phase: str) -> None:
+        """Say in the progress bar what is being done, where it has stood still for two seconds or not moved yet."""
+        bar = self.progress
+        if bar is not None and not bar.disable and (bar.n == 0 or time.time() - bar.last_print_t > 2):
+            bar.set_description(f"PPO, {phase}")
+
+    @property
+    def episodes_done(self) -> int:
+        """Responses sampled in all updates so far."""
+        return int(self.history[-1]["episode"]) if self.history else 0
 
     @property
     def updates_left(self) -> int:
-        """Updates that `train` will do."""
-        return self.config.num_updates
+        """Whole rollouts until the run has sampled `config.total_episodes` responses, whatever earlier ones' size."""
+        left = self.config.total_episodes - (self.episodes_done - self.run_began)
+        return max(left, 0) // self.config.rollout_size
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a run of this trainer has come to its end, so that the next `train` begins another."""
+        return bool(self.history) and self.updates_left == 0
+
+    def begin_again(self) -> None:
+        """Start another run from the models as they are."""
+        self.run_began = self.episodes_done
 
     def prepare(self, dataset: PPODataset) -> None:
         """Check the prompts, open `output_dir`, and start the stream of prompt batches."""
         self.check_room(dataset)
         if self.config.output_dir:
             self.open_output_dir()
+        self.rehearse(dataset)
+        before = getattr(self, "batches", None)
         self.batches = PromptBatches(dataset, self.config.rollout_size // self.config.group_size, self.generator)
+        interrupted = self.episodes_done > self.run_began
+        if before and interrupted and before.dataset.prompts == dataset.prompts:
+            self.batches.waiting = before.waiting
+
+    def begin(self) -> None:
+        """What is done before the first update, where the run is already one that is saved when it ends."""
+
+    def rehearse(self, dataset: PPODataset) -> None:
+        """Let the policy write a few tokens, and compare their log-probabilities with those that an update computes.
+
+        A fast decoder that differs is replaced by the plain one.
+
+        Raises:
+            ValueError: the plain one differs too, so that the ratio would not begin at 1 nor the KL at 0.
+        """
+        if not self.config.exact_check:
+            return
+        prompts = list(dict.fromkeys(dataset.prompts[:64]))[:3]
+        off = self.inexactness(prompts)
+        if off > allowed_inexactness(self.policy) and self.decoder is None:
+            self.decoder = Decoder
+            fast, off = off, self.inexactness(prompts)
+            told = f"the fast sampler is {fast:.2g} nats a token off this model's own logits, and is not used"
+            warnings.warn(told, stacklevel=4)
+        if off > allowed_inexactness(self.policy):
+            raise ValueError(
+                f"{type(self.policy).__name__} gives a token other probabilities while it writes than in one pass over "
+                f"the whole text ({off:.2g} nats a token). Take off what keeps or counts what it sees (a hook), or "
+                "train all the same with exact_check=False"
+            )
+
+    @torch.no_grad()
+    def inexactness(self, prompts: list[str], tokens: int = 8) -> float:
+        """Mean distance in nats between a sampled token's log-probability as noted and as an update computes it."""
+        tokens = min(tokens, self.config.max_new_tokens)
+        rollout = self.respond(prompts, torch.Generator().manual_seed(0), tokens=tokens)
+        distance = (self.predictions(rollout)[0] - rollout.logprobs).abs()
+        return masked_mean(distance, rollout.mask).item()
 
     def _save_after(self, error: BaseException) -> None:
         """Save what was learned before `error`, and say so on it; a save that fails must not hide it."""
@@ -205,9 +286,12 @@ class PPOTrainer:
     def train_step(self, prompts: list[str]) -> tuple[Metrics, Rollout]:
         """One update: sample a rollout, score it, estimate advantages, optimise."""
         start = time.perf_counter()
+        self.tell("sampling")
         rollout = self.collect(prompts)
+        self.tell("scoring")
         self.score(rollout)
         self.estimate(rollout)
+        self.tell("updating")
         metrics = self.rollout_metrics(rollout) | self.update(rollout)
         metrics["eps"] = len(rollout) / (time.perf_counter() - start)
         return metrics, rollout
@@ -217,12 +301,13 @@ class PPOTrainer:
         repeated = [prompt for prompt in as_dataset(prompts).prompts for _ in range(self.config.group_size)]
         return self.respond(repeated, generator or self.generator)
 
-    def respond(self, prompts: list[str], generator: torch.Generator, greedy: bool = False) -> Rollout:
-        """One response of the policy to each prompt."""
-        config = self.config
-        return sample(
-            self.policy, self.tokenizer, prompts, config.max_new_tokens, config.temperature, generator, greedy
-        )
+    def respond(
+        self, prompts: list[str], generator: torch.Generator, greedy: bool = False, tokens: int | None = None
+    ) -> Rollout:
+        """One response of the policy to each prompt, of `max_new_tokens` at most, or of `tokens`."""
+        tokens, temperature = tokens or self.config.max_new_tokens, self.config.temperature
+        models = self.policy, self.tokenizer
+        return sample(*models, prompts, tokens, temperature, generator, greedy, decoder=self.decoder)
 
     def score(self, rollout: Rollout) -> None:
         """Fill `scores` with the reward of each response."""
@@ -350,7 +435,7 @@ class PPOTrainer:
         """Number the update, keep its metrics in `history`, and write them out."""
         metrics["lr"] = self.optimizer.param_groups[0]["lr"]
         metrics["update"] = len(self.history) + 1
-        metrics["episode"] = metrics["update"] * self.config.rollout_size
+        metrics["episode"] = self.episodes_done + self.config.rollout_size
         self.history.append(metrics)
         self.record(metrics)
 
@@ -363,25 +448,50 @@ class PPOTrainer:
     def open_output_dir(self) -> None:
         """Make `output_dir` and write the settings into it; raise ValueError where it holds another run's logs."""
         folder = Path(self.config.output_dir)
-        if not self.history and (folder / "metrics.jsonl").exists():
+        if not self.owns_output_dir and (folder / "metrics.jsonl").exists():
             raise ValueError(f"`output_dir`={str(folder)!r} holds an earlier run: choose another folder or remove it")
         folder.mkdir(parents=True, exist_ok=True)
+        self.owns_output_dir = True
         self.config.to_yaml(folder / "config.yaml")
 
-    def check_room(self, dataset: PPODataset) -> None:
-        """Raise ValueError where a prompt and `max_new_tokens` do not fit in the policy's context."""
-        rooms = {"policy": (self.tokenizer, context_length(self.policy))}
-        if isinstance(self.reward, RewardModel):
-            rooms["reward model"] = (self.reward.tokenizer, context_length(self.reward.model))
-        for role, (tokenizer, room) in rooms.items():
-            for index, length in enumerate(encode_prompts(tokenizer, dataset.prompts)[1].sum(dim=1).tolist()):
+    def check_room(self, dataset: PPODataset) -> int:
+        """The tokens of the longest prompt and a response of `max_new_tokens`, which fit in every model's context.
+
+        Raises:
+            ValueError: in one they do not.
+        """
+        longest, more = 0, self.config.max_new_tokens
+        for tokenizer, rooms in self.rooms():
+            role = min(rooms, key=rooms.get)
+            lengths = prompt_lengths(tokenizer, dataset.prompts)
+            for index, length in enumerate(lengths):
                 if length == 0:
                     raise ValueError(f"prompt {index} ({dataset[index]!r}) has no tokens to go on from: drop it")
-                if length + self.config.max_new_tokens > room:
+                if length + more > rooms[role]:
                     raise ValueError(
-                        f"prompt {index} has {length} tokens; with `max_new_tokens`={self.config.max_new_tokens} it "
-                        f"exceeds the {role}'s context of {room}: shorten or drop the prompt, or lower `max_new_tokens`"
+                        f"prompt {index} has {length} tokens; with `max_new_tokens`={more} it exceeds the {role}'s "
+                        f"context of {rooms[role]}: shorten or drop the prompt, or lower `max_new_tokens`"
                     )
+            longest = longest or max(lengths) + more  # the first are the policy's tokens
+        switched = [settle_positions(network, longest) for network in (self.policy, self.reference, self.critic)]
+        if any(switched):
+            warnings.warn(
+                f"a prompt and its response may have {longest} tokens, where this model's longrope turns to its long "
+                "factors: they are taken for all texts, short ones too, so that probabilities compare",
+                stacklevel=4,
+            )
+        return longest
+
+    def rooms(self) -> Iterator[tuple[PreTrainedTokenizerBase, dict[str, float]]]:
+        """Tokenizers, the policy's first, and the contexts of the models that read their tokens."""
+        networks = {"policy": self.policy, "reference": self.reference, "critic": self.critic.trunk}
+        yield self.tokenizer, {role: context_length(network) for role, network in networks.items()}
+        yield from ((judge.tokenizer, {role: context_length(judge.model)}) for role, judge in self.reward_models())
+
+    def reward_models(self) -> Iterator[tuple[str, RewardModel]]:
+        """The rewards that are models, by their roles."""
+        if isinstance(self.reward, RewardModel):
+            yield "reward model", self.reward
 
     def generate(self, prompts: list[str], greedy: bool = False, seed: int = 0) -> list[str]:
         """The policy's responses to `prompts`; the same `seed` gives the same ones, whatever came before.

@@ -81,9 +81,11 @@ class PPOTrainer(ppo.PPOTrainer):
         self.optimizer = self.accelerator.prepare_optimizer(self.optimizer)
         course = config.num_updates, config.warmup_updates, config.lr_scheduler_kwargs
         Schedule.rehearse(config.lr_scheduler, config.learning_rate, *course)
-        self.schedule = Schedule(config.lr_scheduler, self.optimizer.optimizer, *course)
+        self.schedule = self.make_schedule()
         self.micro_batch = FittingSize("training", config.minibatch_size)
-        self.forward_batch = FittingSize("sampling and scoring", config.batch_size * config.group_size)
+        at_least = max(config.batch_size * config.group_size, config.minibatch_size)
+        self.forward_batch = FittingSize("sampling and scoring", at_least)
+        self._longest = 0  # tokens of a prompt and its response, of those seen so far
         self.evaluations: list[Metrics] = []  # held-out metrics by update, the first at update 0
         self.samples: list[dict] = []  # held-out responses as texts, with update and scores
         self.best = Best()
@@ -91,7 +93,6 @@ class PPOTrainer(ppo.PPOTrainer):
         self.eval_dataset: PPODataset | None = None
         self.run_id = uuid.uuid4().hex
         self.resumed_state: dict | None = None  # what the next `train` goes on from
-        self._resumed_at = 0
         if state is not None:
             resume.restore(self, state)
 
@@ -129,6 +130,17 @@ class PPOTrainer(ppo.PPOTrainer):
         parameters = [p for p in (*self.policy.parameters(), *self.critic.parameters()) if p.requires_grad]
         return AdamW8bit(parameters, lr=self.config.learning_rate, weight_decay=0.0)
 
+    def make_schedule(self, updates_done: int = 0) -> Schedule:
+        """The run's schedule from its beginning, moved on by `updates_done`."""
+        config, optimizer = self.config, self.optimizer.optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate
+            group.pop("initial_lr", None)
+        course = config.num_updates, config.warmup_updates, config.lr_scheduler_kwargs
+        schedule = Schedule(config.lr_scheduler, optimizer, *course)
+        schedule.skip(updates_done)
+        return schedule
+
     def _make_accelerator(self) -> Accelerator:
         config, trackers = self.config, []
         if config.mixed_precision == "fp16" and self.device.type != "cuda":
@@ -164,7 +176,7 @@ class PPOTrainer(ppo.PPOTrainer):
         eval_dataset: PPODataset | None = None,
         callback: Callable[["PPOTrainer", Rollout, Metrics], bool | None] | None = None,
     ) -> list[Metrics]:
-        """Run the updates that are left of `config.num_updates`, and return the metrics of each.
+        """As v0's, with held-out evaluations; a resumed run goes on from its checkpoint.
 
         Args:
             train_dataset: as in v0.
@@ -199,10 +211,19 @@ class PPOTrainer(ppo.PPOTrainer):
 
     @property
     def updates_left(self) -> int:
-        """Updates that `train` will do: those of the run, less those before the checkpoint it goes on from."""
-        if self.out_of_patience:
-            return 0
-        return self.config.num_updates - (len(self.history) if self.resumed_state else self._resumed_at)
+        """As in v0; none once patience is out."""
+        return 0 if self.out_of_patience else super().updates_left
+
+    @property
+    def is_over(self) -> bool:
+        """As in v0; a whole run that is resumed stays whole."""
+        return super().is_over and not self.resumed_state
+
+    def begin_again(self) -> None:
+        """As in v0, with the schedule and the patience of a new run."""
+        super().begin_again()
+        self.schedule = self.make_schedule()
+        self.best.evaluations_since = 0
 
     @property
     def out_of_patience(self) -> bool:
@@ -218,12 +239,38 @@ class PPOTrainer(ppo.PPOTrainer):
         self._start_trackers()
         if self.resumed_state:
             resume.restore_data(self, self.resumed_state)
-        self._resumed_at, self.resumed_state = len(self.history) if self.resumed_state else 0, None
+        self.resumed_state = None
         self._last_update = len(self.history) + self.updates_left
+
+    def begin(self) -> None:
+        """Write the first checkpoint and evaluate the policy as it is."""
         if self.config.output_dir and not checkpoint.checkpoints(self.checkpoint_dir):
             self.save_checkpoint()  # so that a run can be resumed whenever it dies
-        if self.eval_dataset and not self.history:
+        if self.eval_dataset and not self.history and not self.evaluations:
             self.record({"update": 0, "episode": 0, **self.evaluate_at(0)})
+
+    def rehearse(self, dataset: PPODataset) -> None:
+        """As in v0, in the run's own precision, and with adapters that do something; then adapters are saved, on trial.
+
+        Raises:
+            ValueError: as in v0; or adapters could not be saved merged.
+        """
+        lora = self.config.lora_rank
+        with self.autocast(), memory.as_if_trained(self.policy) if lora else contextlib.nullcontext():
+            super().rehearse(dataset)
+        for trunk in self._trunks() if lora else ():
+            memory.rehearse_saving(trunk, self.config.output_dir)
+
+    def check_room(self, dataset: PPODataset) -> int:
+        """As in v0; how many responses are computed at a time without gradients follows from the longest."""
+        self._longest = max(self._longest, super().check_room(dataset))
+        self.forward_batch.aim(memory.forward_size(self.config, self.policy, self._longest))
+        return self._longest
+
+    def reward_models(self) -> Iterator[tuple[str, RewardModel]]:
+        yield from super().reward_models()
+        if isinstance(self.eval_reward, RewardModel) and self.eval_reward is not self.reward:
+            yield "held-out judge", self.eval_reward
 
     def train_step(self, prompts: list[str]) -> tuple[Metrics, Rollout]:
         """v0's update, then β and, when it is due, the evaluation."""
@@ -251,6 +298,7 @@ class PPOTrainer(ppo.PPOTrainer):
 
     def evaluate_at(self, update: int) -> Metrics:
         """Evaluate on the held-out prompts, and keep metrics and some responses as those of `update`."""
+        self.tell(f"evaluating {len(self.eval_dataset)} prompts")
         rng = checkpoint.rng_state()  # a reward may draw from the process's generators
         metrics, rows = evaluate(self, self.eval_dataset.prompts, self.eval_reward, self.config.seed)
         checkpoint.set_rng_state(rng)
@@ -270,17 +318,24 @@ class PPOTrainer(ppo.PPOTrainer):
 
     # forward passes
 
-    def respond(self, prompts: list[str], generator: torch.Generator, greedy: bool = False) -> Rollout:
-        start = generator.get_state()
+    def respond(
+        self, prompts: list[str], generator: torch.Generator, greedy: bool = False, tokens: int | None = None
+    ) -> Rollout:
+        tokens, temperature = tokens or self.config.max_new_tokens, self.config.temperature
+        uniforms = rollouts.draw_uniforms(generator, tokens, len(prompts))  # whatever the parts, the same ones
 
         def work(size: int) -> Rollout:
-            generator.set_state(start)
-            parts = [prompts[first : first + size] for first in range(0, len(prompts), size)]
-            answered = [super(PPOTrainer, self).respond(part, generator, greedy) for part in parts]
-            return concatenate(answered, self.tokenizer.pad_token_id)
+            parts, models = [], (self.policy, self.tokenizer)
+            for rows in (slice(first, first + size) for first in range(0, len(prompts), size)):
+                if parts:
+                    self.tell(f"{rows.start} of {len(prompts)} responses sampled")
+                numbers = dict(uniforms=uniforms[:, rows], decoder=self.decoder)
+                parts.append(rollouts.sample(*models, prompts[rows], tokens, temperature, None, greedy, **numbers))
+            return concatenate(parts, self.tokenizer.pad_token_id)
 
         with self.autocast():
             rollout = self.forward_batch.fit(work)
+        rollouts.spend_uniforms(generator, rollout.mask.shape[1], len(prompts))
         if self.config.activation_checkpointing:
             graphs.forget()  # memory is short, and training needs it
         return rollout
@@ -412,6 +467,7 @@ class PPOTrainer(ppo.PPOTrainer):
             self.config.to_yaml(folder / "config.yaml")
             first = [{"episode": 0, **row} for row in self.evaluations if row["update"] == 0]
             self.jsonl.rewrite(first + self.history)
+            self.owns_output_dir = True
         else:
             super().open_output_dir()
         facts = {"update": len(self.history), **run_facts(self.device)}
@@ -448,6 +504,7 @@ class PPOTrainer(ppo.PPOTrainer):
         """Write the whole state to `checkpoint_dir`; where the disk does not take it, say so and go on."""
 
         def work() -> None:
+            self.tell("saving a checkpoint")
             checkpoint.save_checkpoint(self.checkpoint_dir, len(self.history), self.state())
             best = set() if self.best.update is None else {checkpoint.name_of(self.best.update)}
             checkpoint.prune(self.checkpoint_dir, len(self.history), self.config.keep_last, keep=best)

@@ -46,14 +46,12 @@ class PPOTrainerWithReplay(ppo_v1.PPOTrainer):
             spacing=config.replay_spacing,
         )
         self.totals = {"generated_tokens": 0, "trained_tokens": 0, "generated_responses": 0, "trained_responses": 0}
-        if not self.resumed_state:
-            self.forward_batch.size = max(self.forward_batch.size, config.minibatch_size)
-        elif "replay" not in self.resumed_state:
-            raise CheckpointError(
-                "the checkpoint is of a run without a buffer: resume it with `ppo_v1.PPOTrainer`, or start a run with "
-                "replay from the run's saved model"
-            )
-        else:
+        if self.resumed_state:
+            if "replay" not in self.resumed_state:
+                raise CheckpointError(
+                    "the checkpoint is of a run without a buffer: resume it with `ppo_v1.PPOTrainer`, or start a run "
+                    "with replay from the run's saved model"
+                )
             self.buffer.load_state_dict(self.resumed_state["replay"])
             self.totals = self.resumed_state["totals"]
 

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from ppo_lib.ppo_v1 import PPOTrainer
 
 # Settings that change nothing of what a run computes, so that a resumed run may change them.
-FREE = {"output_dir", "device", "save_every", "keep_last", "report_to", "project", "wandb_mode", "eval_samples"}
+FREE = {
+    "output_dir", "device", "save_every", "keep_last", "report_to", "project", "wandb_mode", "eval_samples",
+    "exact_check",
+}  # fmt: skip
 
 # What `state_of` holds.
 STATE = {
@@ -109,6 +112,7 @@ def state_of(trainer: "PPOTrainer") -> dict[str, Any]:
         "skipped": [trainer.skipped_steps, trainer.skipped_in_a_row],
         "sizes": [trainer.micro_batch.size, trainer.forward_batch.size],
         "run_id": trainer.run_id,
+        "run_began": trainer.run_began,
         "rewards": reward_names(trainer),
     }
 
@@ -117,6 +121,7 @@ def restore(trainer: "PPOTrainer", state: dict[str, Any]) -> None:
     """Put `trainer` where `state` was taken; its next `train` goes on from there.
 
     Where its settings differ from those in `state`, the learning rate, β and the micro-batch are the trainer's own.
+    Progress is counted in responses: with rollouts of another size, the schedule stands where as many responses lead.
 
     Raises:
         CheckpointError: the state is of another model, its reference was another, or ppo_lib was.
@@ -141,16 +146,21 @@ def restore(trainer: "PPOTrainer", state: dict[str, Any]) -> None:
     with torch.no_grad():
         for name, saved in saved_weights.items():
             weights[name].copy_(saved)
+    trainer.history = checkpoint.rows_of(state["history"])
+    trainer.run_began = state.get("run_began", 0)
     trainer.optimizer.load_state_dict(state["optimizer"])
-    trainer.schedule.load_state_dict(state["schedule"])
-    if now["learning_rate"] != before["learning_rate"]:
-        trainer.schedule.scale(now["learning_rate"] / before["learning_rate"])
+    same_size = type(trainer.config)(**before).rollout_size == trainer.config.rollout_size
+    if same_size or trainer.schedule.on_plateau:
+        trainer.schedule.load_state_dict(state["schedule"])
+        if now["learning_rate"] != before["learning_rate"]:
+            trainer.schedule.scale(now["learning_rate"] / before["learning_rate"])
+    else:
+        trainer.schedule = trainer.make_schedule(trainer.config.num_updates - trainer.updates_left)
     if trainer.accelerator.scaler and state["scaler"]:
         trainer.accelerator.scaler.load_state_dict(state["scaler"])
     trainer.kl_coef = state["kl_coef"] if now["kl_coef"] == before["kl_coef"] else now["kl_coef"]
     trainer.run_id = state["run_id"]
     trainer.generator.set_state(state["generator"])
-    trainer.history = checkpoint.rows_of(state["history"])
     trainer.evaluations, trainer.samples = state["evaluations"], state["samples"]
     trainer.best = Best(**state["best"])
     trainer.skipped_steps, trainer.skipped_in_a_row = state["skipped"]

@@ -1,13 +1,14 @@
 """Rewards: any function of texts, or a learned model, behind one small protocol."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ppo_lib.models import check_same_vocabulary
+from ppo_lib.models import check_same_vocabulary, context_length
 
 #: What a trainer calls: B prompts and B responses as texts → B scores.
 RewardFunction = Callable[[list[str], list[str]], Sequence[float] | Tensor]
@@ -88,7 +89,17 @@ def as_reward(reward) -> RewardFunction:
 def sequence_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Tensor:
     """The one output of a sequence-classification model for each text: [B], with gradient."""
     texts = [text.removeprefix(tokenizer.bos_token or "") for text in texts]  # the tokenizer adds its own
-    batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt").to(model.device)
+    rows, room = tokenizer(texts)["input_ids"], context_length(model)
+    if (longest := max(map(len, rows))) > room:
+        warnings.warn(
+            f"a text has {longest} tokens of the reward model, whose context is {room}: such texts lose their front; "
+            "shorten prompts or lower `max_new_tokens`",
+            stacklevel=2,
+        )
+        side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
+        rows = tokenizer(texts, truncation=True, max_length=room)["input_ids"]
+        tokenizer.truncation_side = side
+    batch = tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt").to(model.device)
     return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.squeeze(-1).float()
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ppo_lib.decoding import decoder_for
+from ppo_lib.decoding import Decoder, decoder_for
 from ppo_lib.models import Critic, model_inputs
 
 ASK_EVERY = {"cuda": 8}  # tokens after which a device is asked whether all texts have ended: a GPU must wait for it
@@ -130,6 +130,12 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> tu
     return ids, mask
 
 
+def prompt_lengths(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[int]:
+    """Tokens of each prompt as `encode_prompts` makes them, one after the other: a long one costs only itself."""
+    lengths = {prompt: int(encode_prompts(tokenizer, [prompt])[1].sum()) for prompt in set(prompts)}
+    return [lengths[prompt] for prompt in prompts]
+
+
 def eos_token_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every token id that ends a response: the tokenizer's EOS and those of the model's generation config."""
     configured = getattr(policy.generation_config, "eos_token_id", None)
@@ -145,6 +151,20 @@ def draw(logprobs: Tensor, uniform: Tensor) -> Tensor:
     cumulative = logprobs.exp().cumsum(dim=-1, dtype=torch.float64)
     token = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
     return token.squeeze(-1).clamp(max=logprobs.shape[-1] - 1)
+
+
+def draw_uniforms(generator: torch.Generator | None, tokens: int, count: int) -> Tensor:
+    """Random numbers [T, B, 1] for `tokens` of `count` responses; the generator is left as if none had been drawn."""
+    generator = torch.default_generator if generator is None else generator
+    state = generator.get_state()
+    uniforms = torch.rand(tokens, count, 1, generator=generator, dtype=torch.float64)
+    generator.set_state(state)
+    return uniforms
+
+
+def spend_uniforms(generator: torch.Generator | None, tokens: int, count: int) -> None:
+    """Move the generator behind the numbers that responses of `tokens` at most have used."""
+    torch.rand(tokens, count, 1, generator=generator, dtype=torch.float64)
 
 
 def decode_responses(tokenizer: PreTrainedTokenizerBase, prompts: list[Tensor], responses: list[Tensor]) -> list[str]:
@@ -164,6 +184,8 @@ def sample(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
     greedy: bool = False,
+    uniforms: Tensor | None = None,
+    decoder: type[Decoder] | None = None,
 ) -> Rollout:
     """Let the policy respond to `prompts`, and note the log-probability of every token it takes.
 
@@ -172,6 +194,8 @@ def sample(
         temperature: divides the logits; `logprobs` are those of the distribution after this division.
         generator: a CPU generator; the same one gives the same responses on every device.
         greedy: take the most probable token instead of sampling.
+        uniforms: [T, B, 1], what to draw with in place of the generator's numbers.
+        decoder: what writes the texts; by default the fastest that fits the policy.
     """
     prompt_ids, prompt_mask = (x.to(policy.device) for x in encode_prompts(tokenizer, prompts))
     device, count = policy.device, len(prompts)
@@ -179,18 +203,16 @@ def sample(
     response_ids = torch.full((count, max_new_tokens), tokenizer.pad_token_id, device=device)
     mask = torch.zeros(count, max_new_tokens, dtype=torch.bool, device=device)
     logprobs = torch.zeros(count, max_new_tokens, device=device)
-    decoder = decoder_for(policy)(policy, prompt_ids, prompt_mask, max_new_tokens)
+    decoder = (decoder or decoder_for(policy))(policy, prompt_ids, prompt_mask, max_new_tokens)
     rows = torch.arange(count, device=device)  # the texts that the decoder still has
     running = torch.ones(count, dtype=torch.bool, device=device)  # which of them go on
     ended = torch.ones(count, dtype=torch.bool, device=device)
     every = ASK_EVERY.get(device.type, 1)
-    start = None if generator is None else generator.get_state()
+    own = uniforms is None
+    uniforms = (draw_uniforms(generator, max_new_tokens, count) if own else uniforms).to(device)
     for t in range(max_new_tokens):
-        if t % every == 0:
-            uniforms = torch.rand(every, count, 1, generator=generator, dtype=torch.float64).to(device)
-        uniform = uniforms[t % every]
         step_logprobs = torch.log_softmax(decoder.logits.float() / temperature, dim=-1)  # [b, V]
-        token = step_logprobs.argmax(dim=-1) if greedy else draw(step_logprobs, uniform[rows])  # [b]
+        token = step_logprobs.argmax(dim=-1) if greedy else draw(step_logprobs, uniforms[t, rows])  # [b]
         token = torch.where(running, token, tokenizer.pad_token_id)
         response_ids[rows, t], mask[rows, t] = token, running
         logprobs[rows, t] = step_logprobs.gather(1, token[:, None]).squeeze(1).masked_fill(~running, 0.0)
@@ -207,9 +229,8 @@ def sample(
         decoder.append(token)
     ended[rows] = ~running
     longest = int(mask.sum(dim=1).max())
-    if start is not None and every > 1:  # leave the generator where a CPU would
-        generator.set_state(start)
-        torch.rand(longest, count, 1, generator=generator, dtype=torch.float64)
+    if own:
+        spend_uniforms(generator, longest, count)
     response_ids, mask, logprobs = response_ids[:, :longest], mask[:, :longest], logprobs[:, :longest]
     prompt_rows = [row[kept] for row, kept in zip(prompt_ids, prompt_mask, strict=True)]
     response_rows = [row[kept] for row, kept in zip(response_ids, mask, strict=True)]

@@ -1,6 +1,7 @@
 """Learning-rate schedules by name: transformers', torch's, and a plateau on the held-out score, all with warm-up."""
 
 import difflib
+import warnings
 from collections import Counter
 
 import torch
@@ -83,6 +84,13 @@ class Schedule:
             self.parts[0].step()
         elif heldout_score is not None:
             self.parts[0].step(heldout_score)
+
+    def skip(self, updates: int) -> None:
+        """Stand where `updates` updates lead, none of which is done here."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # before the optimiser's
+            for _ in range(updates):
+                self.step()
 
     def scale(self, factor: float) -> None:
         """Multiply the learning rate of this and all later updates by `factor`."""

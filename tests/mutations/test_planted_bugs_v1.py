@@ -2,7 +2,8 @@
 
 import pytest
 
-from ppo_lib import checkpoint, evaluation, memory, ppo_v1, resume
+from ppo_lib import checkpoint, evaluation, memory, models, ppo_v1, resume
+from ppo_lib import rollout as rollouts
 from ppo_lib.ppo_v1 import PPOTrainer
 from ppo_lib.schedules import Schedule
 from ppo_lib.trackers import JSONLines
@@ -33,7 +34,7 @@ BUGS = [
     Bug("gradients never zeroed between steps", PPOTrainer.accumulate, "self.optimizer.zero_grad(set_to_none=True)",
         "pass",
         test_accumulation.test_each_step_starts_from_no_gradient, "gradients of earlier steps pile up"),
-    Bug("random numbers lost when memory runs out", PPOTrainer.respond, "generator.set_state(start)", "pass",
+    Bug("random numbers lost when memory runs out", rollouts.draw_uniforms, "generator.set_state(state)", "pass",
         test_accumulation.test_sampling_that_does_not_fit_starts_again_from_the_same_random_numbers,
         "drawn before memory ran out are lost"),
     Bug("adapters on for the reference", PPOTrainer.reference_logprobs,
@@ -42,7 +43,7 @@ BUGS = [
         test_memory.test_the_reference_is_the_policy_without_its_adapters, "adapters stay on for the reference"),
     Bug("adapters off for good", memory.adapters_off, "model.enable_adapters()", "pass",
         test_memory.test_adapters_come_back_after_an_error, "an error leaves the adapters off"),
-    Bug("adapters not merged when saved", memory.merged, "module.merge()", "pass",
+    Bug("adapters not merged when saved", models.merge_adapters, "module.merge()", "pass",
         test_memory.test_weights_saved_by_v1_load_in_v0_and_train_on, "what the adapters learned is lost"),
     Bug("response logits one short", memory.response_logits_only, "rollout.response_ids.shape[1] + 1",
         "rollout.response_ids.shape[1]",
