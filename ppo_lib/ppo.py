@@ -39,6 +39,7 @@ from ppo_lib.rollout import (
     response_values,
     sample,
 )
+from ppo_lib.terminal import number
 from ppo_lib.threads import settle_threads
 
 __all__ = ["PPOConfig", "PPODataset", "PPOTrainer"]
@@ -171,7 +172,8 @@ class PPOTrainer:
             for _ in (progress := tqdm(range(self.updates_left), desc="PPO", unit="update", disable=hidden)):
                 metrics, rollout = self.train_step(next(self.batches))
                 self.log(metrics)
-                progress.set_postfix_str(f"score {metrics['objective/scores']:.3f}, KL {metrics['objective/kl']:.2f}")
+                score, kl = number(metrics["objective/scores"], ".3f"), number(metrics["objective/kl"], ".2f")
+                progress.set_postfix_str(f"score {score}, KL {kl}")
                 if callback and callback(self, rollout, metrics):
                     break
             if self.config.output_dir:

@@ -16,6 +16,8 @@ import yaml
 from accelerate.tracking import GeneralTracker
 from tqdm.auto import tqdm
 
+from ppo_lib.terminal import NOISE, number
+
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
 COLUMNS = {  # of the console's table
     "update": "update",
@@ -93,8 +95,10 @@ class Console(GeneralTracker):
         if self.rows % self.header_every == 0:
             tqdm.write(" ".join(f"{title:>9}" for title in COLUMNS.values()), file=sys.stdout)
         self.rows += 1
-        cells = [values.get(name) for name in COLUMNS]
-        tqdm.write(" ".join(f"{'' if cell is None else format(cell, '.4g'):>9}" for cell in cells), file=sys.stdout)
+        noise = {"lr": 0.0}  # a small learning rate is one
+        told = {name: values.get(name) for name in COLUMNS}
+        cells = ["" if v is None else number(v, noise=noise.get(name, NOISE)) for name, v in told.items()]
+        tqdm.write(" ".join(f"{cell:>9}" for cell in cells), file=sys.stdout)
 
 
 class _Row:

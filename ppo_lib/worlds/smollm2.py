@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from ppo_lib.terminal import no_foreign_bars
+
 from . import World
 
 __all__ = ["HUB_ID", "cache_folder", "converted_folder", "load", "render", "vader_reward"]
@@ -36,6 +38,7 @@ _CONVERSION = 1
 _STALE_SECONDS = 3600
 
 
+@no_foreign_bars()
 def load(cache_dir: str | Path | None = None, source: str = "auto") -> World:
     """Load SmolLM2-135M-Instruct with its prompts and the VADER reward.
 
