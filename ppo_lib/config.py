@@ -3,6 +3,8 @@
 import dataclasses
 import difflib
 import inspect
+import json
+import math
 import os
 import re
 from pathlib import Path
@@ -71,6 +73,22 @@ def preset_settings(name: str, with_replay: bool = False) -> dict[str, Any]:
 def descriptions(stage: type) -> dict[str, str]:
     """What is written behind each setting that the class `stage` itself defines: the only description of it."""
     return dict(re.findall(r"^    (\w+): [^#\n]+?  # (.+)$", inspect.getsource(stage), re.M))
+
+
+def described_settings() -> list[dict[str, str]]:
+    """Every setting with its default, as YAML spells it, the stage that brings it, and one line about it."""
+    rows: dict[str, dict[str, str]] = {}
+    for stage, settings in {"v0": PPOConfig, "v1": PPOConfigV1, "v2": ReplayConfig}.items():
+        own = descriptions(settings)
+        for field in dataclasses.fields(settings):
+            factory = field.default_factory
+            value = field.default if factory is dataclasses.MISSING else factory()
+            default = value if isinstance(value, str) else json.dumps(value)
+            row = rows.setdefault(field.name, {"name": field.name, "default": default, "stage": stage})
+            row.setdefault("text", re.sub(r"\bNone\b", "null", own.get(field.name, "")))
+            if row["default"] != default:
+                row["default"] += f" ({stage}: {default})"
+    return list(rows.values())
 
 
 def later_stages(stage: type) -> list[type]:
@@ -275,6 +293,11 @@ class PPOConfigV1(PPOConfig):
     @property
     def step_size(self) -> int:
         return self.minibatch_size * self.gradient_accumulation_steps
+
+    @property
+    def num_evaluations(self) -> int:
+        """Evaluations of a run with held-out prompts: before the first update, every `eval_every`, after the last."""
+        return 1 + math.ceil(self.num_updates / self.eval_every)
 
     @classmethod
     def preset(cls, name: str, **settings) -> "PPOConfigV1":
