@@ -63,8 +63,21 @@ def main(argv: list[str] | None = None) -> int:
     """Do what `argv` says (by default the process's arguments).
 
     Returns:
-        The exit code, which is 0, or 2 for bad input, 1 for a run that failed, 130 for Ctrl-C, 143 for SIGTERM.
+        The exit code, which is 0, or 2 for bad input, 1 for a run that failed, 130 for Ctrl-C, 143 for SIGTERM, 141
+        where nobody read on what is printed.
     """
+    try:
+        try:
+            return command_line(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # `head`, say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains of it when it ends
+        return PIPE_CLOSED
+
+
+def command_line(argv: list[str] | None) -> int:
+    """`main`, where all that is printed is read."""
     words = sys.argv[1:] if argv is None else argv
     top, commands = parser()
     if not words:
@@ -79,15 +92,11 @@ def main(argv: list[str] | None = None) -> int:
         warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
         try:
             arguments.command(arguments)
-            sys.stdout.flush()
             return 0
-        except BrokenPipeError:  # nobody reads on, `head` say
-            let_go_of_stdout()
-            return PIPE_CLOSED
+        except BrokenPipeError:
+            raise
         except RunEnded as ended:
             code, error, lines = ended.code, ended.__cause__, [str(ended)]
-            if isinstance(error, BrokenPipeError):
-                let_go_of_stdout()
         except KeyboardInterrupt as stop:
             code, error, lines = exit_code(stop), stop, [f"stopped by {signal_name(stop)}"]
         except (ValueError, TypeError, ImportError, OSError) as bad:
@@ -98,11 +107,6 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.debug:
         raise error
     return said(*lines, code=code)
-
-
-def let_go_of_stdout() -> None:
-    """What is left to print goes nowhere; else Python would complain of it when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def said(*lines: str, code: int) -> int:
@@ -282,14 +286,14 @@ def plot_command(arguments: argparse.Namespace) -> None:
 
 
 def settings_command(arguments: argparse.Namespace) -> None:
-    from ppo_lib import places
     from ppo_lib.config import described_settings
 
     rows = described_settings()
     found = [row for row in rows if arguments.name.lower() in row["name"]]
     if not found:
-        near = places.did_you_mean(arguments.name, [row["name"] for row in rows])
-        raise ValueError(f"no setting has {arguments.name!r} in its name{near or '; without a name, all are listed'}")
+        near = difflib.get_close_matches(arguments.name, [row["name"] for row in rows], n=1)
+        hint = f": did you mean {near[0]}?" if near else "; without a name, all are listed"
+        raise ValueError(f"no setting has {arguments.name!r} in its name{hint}")
     name, default = (max(len(row[column]) for row in found) + 2 for column in ("name", "default"))
     for row in [{"name": "setting", "default": "default", "stage": "stage", "text": ""}, *found]:
         print(f"{row['name']:{name}}{row['default']:{max(default, 9)}}{row['stage']:7}{row['text']}".rstrip())

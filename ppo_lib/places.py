@@ -118,9 +118,9 @@ def holds_run(folder: Path) -> bool:
     return (folder / "metrics.jsonl").exists() or bool(checkpoints(folder / "checkpoints"))
 
 
-def settings_file(path: Path) -> Path:
+def settings_file(path: str | Path) -> Path:
     """`path` as a file of settings that exists; raises ValueError, with what may be meant, where it is none."""
-    path = path.expanduser()
+    path = Path(path).expanduser()
     if path.is_dir():
         fix = f"; to go on with its run: {in_shell('resume', path)}" if holds_run(path) else ""
         fix = fix or (f"; to train that model: --set model={path}" if (path / "config.json").exists() else "")
