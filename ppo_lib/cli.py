@@ -199,7 +199,7 @@ def train_command(arguments: argparse.Namespace) -> None:
     reward = inputs.reward_of(config, arguments.reward)
     trainer = inputs.trainer_class(settings)(None, reward, config=config, **eval_reward(arguments))
     where = f"into {config.output_dir}" if config.output_dir else "and keep nothing (`output_dir` is null)"
-    run(trainer, prompts, heldout, arguments.samples, f"train {trainer.config.model} {where}")
+    run(arguments, f"train {config.model} {where}", trainer, prompts, heldout)
 
 
 def dry_run(config, place: str | None) -> None:
@@ -228,7 +228,7 @@ def resume_command(arguments: argparse.Namespace) -> None:
         title = f"resume {found}, which is of update {update}, into {folder}"
     elif any(path.name > found.name for path in checkpoint.checkpoints(found.parent)):
         title += f"; what the run did after update {update} is dropped"
-    run(trainer, prompts, heldout, arguments.samples, title)
+    run(arguments, title, trainer, prompts, heldout)
 
 
 def eval_command(arguments: argparse.Namespace) -> None:
@@ -336,7 +336,7 @@ def exit_code(stop: KeyboardInterrupt) -> int:
     return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
-def run(trainer, prompts: list[str], heldout: list[str] | None, samples: int | None, title: str) -> None:
+def run(arguments: argparse.Namespace, title: str, trainer, prompts: list[str], heldout: list[str] | None) -> None:
     """Train, and say what will be done, and where things are, also where the run does not come to its end."""
     from ppo_lib.checkpoint import CheckpointError, checkpoints
     from ppo_lib.places import in_shell
@@ -344,15 +344,18 @@ def run(trainer, prompts: list[str], heldout: list[str] | None, samples: int | N
     from ppo_lib.trackers import SampleLines
 
     output_dir = trainer.config.output_dir
-    if samples and heldout is None:
+    rewards = {"--reward": arguments.reward, "--eval-reward": arguments.eval_reward}
+    words = [word for option, place in rewards.items() if place for word in (option, place)]
+    go_on = in_shell("resume", output_dir, *words)
+    if arguments.samples and heldout is None:
         raise ValueError("--samples shows responses to held-out prompts, and there are none: set `eval_prompts`")
     if not trainer.updates_left:
         way = "`early_stopping_patience`" if trainer.out_of_patience else "`total_episodes`"
         now = getattr(trainer.config, way.strip("`"))
         print(f"the run is complete: {len(trainer.history)} updates. To go on, raise {way} (now {now}) with --set")
         return
-    print(title, *what_will_be_done(trainer, prompts, heldout), sep="\n  ", flush=True)
-    if samples:
+    print(title, *what_will_be_done(trainer, prompts, heldout, go_on), sep="\n  ", flush=True)
+    if arguments.samples:
         trainer.accelerator.log_with.append(SampleLines())
     try:
         trainer.train(prompts, heldout)
@@ -364,7 +367,7 @@ def run(trainer, prompts: list[str], heldout: list[str] | None, samples: int | N
         why = "stopped, as nobody reads its output any more" if isinstance(error, BrokenPipeError) else why
         last = checkpoints(trainer.checkpoint_dir)[-1:] if output_dir else []
         where = f"the last checkpoint is {last[0]}" if last else "there is no checkpoint"
-        how = f"; go on with: {in_shell('resume', output_dir)}" if last else ""
+        how = f"; go on with: {go_on}" if last else ""
         code = exit_code(error) if stopped else RUN_FAILED
         raise RunEnded(f"{why}, after {len(trainer.history)} whole updates; {where}{how}", code) from error
     parts = [updates(len(trainer.history)), f"score {number(trainer.history[-1]['objective/scores'], '.3f')}"]
@@ -376,10 +379,8 @@ def updates(count: int) -> str:
     return "1 update" if count == 1 else f"{count} updates"
 
 
-def what_will_be_done(trainer, prompts: list[str], heldout: list[str] | None) -> list[str]:
+def what_will_be_done(trainer, prompts: list[str], heldout: list[str] | None, go_on: str) -> list[str]:
     """The run in a few lines: what is trained, when it is judged, how it is stopped and gone on with."""
-    from ppo_lib.places import in_shell
-
     config = trainer.config
     stage = "v2" if hasattr(config, "use_replay_buffer") else "v1"
     every = f"every {config.eval_every} updates" if config.eval_every > 1 else "every update"
@@ -390,7 +391,7 @@ def what_will_be_done(trainer, prompts: list[str], heldout: list[str] | None) ->
         f"{len(heldout)} held-out prompts, judged at the start, after {every} and at the end"
         if heldout
         else "no held-out prompts (`eval_prompts`): nothing is judged",
-        f"{saved}; Ctrl-C stops the run, and it goes on with: {in_shell('resume', config.output_dir)}"
+        f"{saved}; Ctrl-C stops the run, and it goes on with: {go_on}"
         if config.output_dir
         else "Ctrl-C stops the run, and nothing of it is left",
     ]

@@ -19,7 +19,7 @@ from ppo_lib.ppo_v2 import PPOTrainerWithReplay
 from ppo_lib.rewards import RewardFunction
 from ppo_lib.worlds import smollm2
 
-QUICK = 2.0  # seconds; an update that took less is made again, for the first one also warms up
+LONG = 60.0  # seconds; unless it took so long the first update only warms up, and another is measured
 
 
 def estimate_time(config: PPOConfigV1, reward: RewardFunction | None, peak: float) -> str:
@@ -62,7 +62,7 @@ def _measured(config: PPOConfigV1, reward: RewardFunction | None) -> str:
     prompts, heldout = prompts_of(config)
     trainer.prepare(PPODataset(prompts))
     update = _update(trainer)
-    if update < QUICK:
+    if update < LONG:
         update = _update(trainer)
     evaluation = _evaluation(trainer, heldout) if heldout else 0.0
     evaluations = config.num_evaluations if heldout else 0

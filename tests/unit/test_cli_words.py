@@ -62,12 +62,14 @@ def told(capsys, line: str, code: int = 0) -> str:
 
 def test_a_run_says_what_it_will_do_before_it_does(work, capsys, monkeypatch):
     monkeypatch.setattr(PPOTrainer, "train", lambda *_: 1 / 0)
-    assert cli.main(["train", "run.yaml", "--set", "output_dir=said"]) == cli.RUN_FAILED
+    words = ["--reward", "judge.py:length"]
+    assert cli.main(["train", "run.yaml", "--set", "output_dir=said", *words]) == cli.RUN_FAILED
     assert not Path("said").exists() and capsys.readouterr().out == (
         "train reviews into said\n"
         "  v1 on cpu: 3 updates of 4 responses to 64 prompts, 6 tokens at most\n"
         "  3 held-out prompts, judged at the start, after every 2 updates and at the end\n"
-        "  a checkpoint every update; Ctrl-C stops the run, and it goes on with: python -m ppo_lib resume said\n"
+        "  a checkpoint every update; Ctrl-C stops the run, and it goes on with: "
+        "python -m ppo_lib resume said --reward judge.py:length\n"
     )
 
 
