@@ -2,6 +2,9 @@
 
 import dataclasses
 import difflib
+import inspect
+import json
+import math
 import os
 import re
 from pathlib import Path
@@ -67,6 +70,27 @@ def preset_settings(name: str, with_replay: bool = False) -> dict[str, Any]:
     return settings | of_replay if with_replay else settings
 
 
+def descriptions(stage: type) -> dict[str, str]:
+    """What is written behind each setting that the class `stage` itself defines: the only description of it."""
+    return dict(re.findall(r"^    (\w+): [^#\n]+?  # (.+)$", inspect.getsource(stage), re.M))
+
+
+def described_settings() -> list[dict[str, str]]:
+    """Every setting with its default, as YAML spells it, the stage that brings it, and one line about it."""
+    rows: dict[str, dict[str, str]] = {}
+    for stage, settings in {"v0": PPOConfig, "v1": PPOConfigV1, "v2": ReplayConfig}.items():
+        own = descriptions(settings)
+        for field in dataclasses.fields(settings):
+            factory = field.default_factory
+            value = field.default if factory is dataclasses.MISSING else factory()
+            default = value if isinstance(value, str) else json.dumps(value)
+            row = rows.setdefault(field.name, {"name": field.name, "default": default, "stage": stage})
+            row.setdefault("text", re.sub(r"\bNone\b", "null", own.get(field.name, "")))
+            if row["default"] != default:
+                row["default"] += f" ({stage}: {default})"
+    return list(rows.values())
+
+
 def later_stages(stage: type) -> list[type]:
     """The settings' classes that extend `stage`, the next one first."""
     return [later for child in stage.__subclasses__() for later in (child, *later_stages(child))]
@@ -80,6 +104,7 @@ def _at_home(value):
 Place = Annotated[str, BeforeValidator(_at_home)]  # a path, or what is looked up by name where there is none
 Precision = Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_no_in_yaml)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Tracker = Literal["console", "tensorboard", "wandb"]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -98,7 +123,7 @@ class PPOConfig:
     # the run
     model: Place = "reviews"  # an embedded world, a folder, or a Hugging Face id
     output_dir: Place | None = None  # where metrics.jsonl, config.yaml and the models go; None writes nothing
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = 0  # of every random number: the same seed gives the same run
     device: str = "auto"  # "auto" takes a GPU where there is one
     total_episodes: PositiveInt = 960  # responses to generate in the whole run
     exact_check: bool = True  # compare the sampler's log-probabilities with the model's before the first update
@@ -107,20 +132,20 @@ class PPOConfig:
     batch_size: PositiveInt = 32  # prompts per rollout
     group_size: PositiveInt = 1  # responses sampled per prompt
     max_new_tokens: PositiveInt = 24  # T, the longest response
-    temperature: PositiveFloat = 1.0
+    temperature: PositiveFloat = 1.0  # of sampling; below 1 the likely tokens are drawn more often
 
     # the reward of a token
     kl_coef: NonNegative = 0.05  # β, price of one nat of KL(policy ‖ reference)
     gamma: Fraction = 1.0  # γ, discount per token
     lam: Fraction = 0.95  # λ of GAE
-    whiten_advantages: bool = True
+    whiten_advantages: bool = True  # scale the advantages of an update to mean 0 and variance 1
     bootstrap_cut: bool = False  # value a response cut off at max_new_tokens as if it went on
 
     # the update
-    num_ppo_epochs: PositiveInt = 4
+    num_ppo_epochs: PositiveInt = 4  # passes over the responses of an update
     minibatch_size: PositiveInt = 32  # responses per optimiser step
-    learning_rate: PositiveFloat = 1e-3
-    max_grad_norm: PositiveFloat = 1.0
+    learning_rate: PositiveFloat = 1e-3  # of AdamW, for policy and critic
+    max_grad_norm: PositiveFloat = 1.0  # longer gradients, of policy and critic each, are shortened to this
     cliprange: PositiveFloat = 0.2  # ε of the policy's clip
     cliprange_value: PositiveFloat = 0.2  # how far a value may move in one update
     vf_coef: NonNegative = 0.5  # weight of the value loss
@@ -210,13 +235,13 @@ class PPOConfigV1(PPOConfig):
 
     # data, for the command line; None takes the world's own
     train_prompts: Place | None = None  # a text file with one prompt a line, or JSON lines with a field "prompt"
-    eval_prompts: Place | None = None
+    eval_prompts: Place | None = None  # held-out prompts, a file of the same kind
     reward_model: Place | None = None  # a sequence classifier with one output: a folder or a Hugging Face id
 
     # the learning rate, one step of its schedule an update
     lr_scheduler: str = "constant"  # a name of transformers' get_scheduler, "plateau", or a class of torch's
-    lr_scheduler_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
-    warmup_updates: Annotated[int, Field(ge=0)] = 0
+    lr_scheduler_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)  # arguments of that scheduler
+    warmup_updates: Annotated[int, Field(ge=0)] = 0  # updates over which the learning rate rises to its height
 
     # the update
     gradient_accumulation_steps: PositiveInt = 1  # minibatches per optimiser step
@@ -239,18 +264,18 @@ class PPOConfigV1(PPOConfig):
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"  # adamw_8bit needs a GPU and the extra `eight-bit`
 
     # evaluation, where `train` is given held-out prompts
-    eval_every: PositiveInt = 5  # updates
+    eval_every: PositiveInt = 5  # updates from one evaluation to the next
     eval_samples: Annotated[int, Field(ge=0)] = 4  # prompts whose responses are kept as text
     early_stopping_patience: PositiveInt | None = None  # evaluations without a new best before the run ends
-    early_stopping_min_delta: NonNegative = 0.0  # what counts as better
+    early_stopping_min_delta: NonNegative = 0.0  # by how much a held-out score must beat the best
 
     # checkpoints, in output_dir/checkpoints
-    save_every: PositiveInt = 10  # updates
+    save_every: PositiveInt = 10  # updates from one checkpoint to the next
     keep_last: PositiveInt = 2  # checkpoints kept, the best one excepted
 
     # logs; metrics.jsonl is always written to output_dir
-    report_to: list[Literal["console", "tensorboard", "wandb"]] = dataclasses.field(default_factory=list)
-    project: str = "ppo"  # of Weights & Biases
+    report_to: list[Tracker] = dataclasses.field(default_factory=list)  # any of console, tensorboard, wandb
+    project: str = "ppo"  # name of the project at Weights & Biases and in TensorBoard
     wandb_mode: Literal["offline", "online"] = "offline"  # offline needs no account; `wandb sync` uploads later
 
     @model_validator(mode="after")
@@ -269,6 +294,11 @@ class PPOConfigV1(PPOConfig):
     @property
     def step_size(self) -> int:
         return self.minibatch_size * self.gradient_accumulation_steps
+
+    @property
+    def num_evaluations(self) -> int:
+        """Evaluations of a run with held-out prompts: before the first update, every `eval_every`, after the last."""
+        return 1 + math.ceil(self.num_updates / self.eval_every)
 
     @classmethod
     def preset(cls, name: str, **settings) -> "PPOConfigV1":
@@ -291,12 +321,12 @@ class ReplayConfig(PPOConfigV1):
         ValueError: as `PPOConfig`.
     """
 
-    batch_size: PositiveInt = 8
-    minibatch_size: PositiveInt = 32
+    batch_size: PositiveInt = 8  # prompts per rollout, fewer than without replay
+    minibatch_size: PositiveInt = 32  # responses per optimiser step, fresh and replayed ones
 
     # the buffer
-    use_replay_buffer: bool = True
-    replay_buffer_size: PositiveInt = 1000  # responses
+    use_replay_buffer: bool = True  # false makes v2 do what v1 does
+    replay_buffer_size: PositiveInt = 1000  # responses that the buffer has room for
     replay_sample_size: Annotated[int, Field(ge=0)] = 56  # responses replayed in an update
     max_replay_reuse: PositiveInt = 8  # times a response is replayed before it is retired
     staleness_threshold: PositiveInt = 16  # updates after which a response expires
@@ -310,8 +340,8 @@ class ReplayConfig(PPOConfigV1):
     replay_spacing: Annotated[int, Field(ge=0)] = 0  # updates from a use of a response, or its sampling, to the next
 
     # how a replayed response is corrected for the policy that sampled it
-    correction: Literal["decoupled", "coupled", "none"] = "decoupled"
-    importance_level: Literal["token", "sequence"] = "token"
+    correction: Literal["decoupled", "coupled", "none"] = "decoupled"  # decoupled weighs by π_k/μ, coupled clips at μ
+    importance_level: Literal["token", "sequence"] = "token"  # whether a weight is of a token or of a response
     importance_cap: PositiveFloat = 2.0  # C, most that a token may weigh
     trace_cap: PositiveFloat = 1.0  # c̄, most that an advantage reaches back per token
     replay_gains_only: bool = False  # replayed tokens teach only where their advantage is positive

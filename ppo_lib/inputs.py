@@ -16,9 +16,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from ppo_lib import checkpoint, resume, worlds
 from ppo_lib.config import REPLAY_SETTINGS, PPOConfigV1, preset_settings, read_mapping, read_yaml
 from ppo_lib.models import load_policy
+from ppo_lib.places import did_you_mean, is_checkpoint, run_of, settings_file, siblings
 from ppo_lib.ppo_v1 import PPOTrainer
 from ppo_lib.ppo_v2 import PPOTrainerWithReplay
 from ppo_lib.rewards import RewardFunction, RewardModel
+from ppo_lib.terminal import no_foreign_bars
 
 OF_REWARD = "__ppo_lib_reward__"  # marks a module that was imported from a reward's file
 
@@ -32,7 +34,8 @@ def settings_from(preset: str | None, file: Path | None, changes: list[str], rep
     Raises:
         ValueError: there is no such preset, the file is no YAML mapping, or a change has no `=`.
     """
-    own = (read_mapping(file) if file else {}) | pairs(changes)
+    changed = pairs(changes)
+    own = (read_mapping(settings_file(file)) if file else {}) | changed
     if replay:
         own["use_replay_buffer"] = True
     asked = trainer_class(own) is PPOTrainerWithReplay
@@ -60,7 +63,7 @@ def pairs(changes: list[str]) -> dict:
     for change in changes:
         name, equals, value = change.partition("=")
         if not equals:
-            raise ValueError(f"--set {change}: write name=value")
+            raise ValueError(f"--set {change}: write name=value, with no space around the =")
         try:
             settings[name.strip()] = read_yaml(value)
         except yaml.YAMLError as error:
@@ -68,7 +71,7 @@ def pairs(changes: list[str]) -> dict:
     return settings
 
 
-def reward_function(place: str) -> RewardFunction:
+def reward_function(place: str, option: str = "--reward") -> RewardFunction:
     """The function that `path/to/file.py:name` names; running the file is what the user asked for.
 
     The file is imported as Python would from its folder: it finds its neighbours, and other processes find it.
@@ -76,21 +79,23 @@ def reward_function(place: str) -> RewardFunction:
     file, colon, name = place.rpartition(":")
     path = Path(file).expanduser().resolve()
     if not colon or not path.is_file():
-        raise ValueError(f"--reward {place}: write path/to/file.py:function, the path of a file that exists")
+        raise ValueError(f"{option} {place}: write path/to/file.py:function, the path of a file that exists")
     if path.stem in sys.modules and not hasattr(sys.modules[path.stem], OF_REWARD):
-        raise ValueError(f"--reward {place}: Python has a module {path.stem!r} already: give the file another name")
+        raise ValueError(f"{option} {place}: Python has a module {path.stem!r} already: give the file another name")
     sys.path[:] = [str(path.parent), *(folder for folder in sys.path if folder != str(path.parent))]
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
     setattr(module, OF_REWARD, True)
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException as error:
         del sys.modules[path.stem]
+        error.add_note(f"{option} {place}: running {file} failed")
         raise
     function = getattr(module, name, None)
     if not callable(function):
-        raise ValueError(f"--reward {place}: {file} defines no function {name!r}")
+        near = did_you_mean(name, [known for known, value in vars(module).items() if callable(value)])
+        raise ValueError(f"{option} {place}: {file} defines no function {name!r}{near}")
     return function
 
 
@@ -100,7 +105,8 @@ def reward_of(config: PPOConfigV1, place: str | None) -> RewardFunction | None:
         return reward_function(place)
     if config.reward_model:
         try:
-            model = AutoModelForSequenceClassification.from_pretrained(config.reward_model)
+            with no_foreign_bars():
+                model = AutoModelForSequenceClassification.from_pretrained(config.reward_model)
             return RewardModel(model, AutoTokenizer.from_pretrained(config.reward_model))
         except (OSError, SafetensorError) as error:
             raise ValueError(
@@ -108,23 +114,36 @@ def reward_of(config: PPOConfigV1, place: str | None) -> RewardFunction | None:
                 f"classifier and its tokenizer, and no reachable Hugging Face id ({str(error).splitlines()[0]})"
             ) from error
     if config.model not in worlds.NAMES:
-        missing = "" if Path(config.model).is_dir() else "no folder here (is it spelt right?), "
-        raise ValueError(
-            f"`model`={config.model!r} is {missing}no embedded world and brings no reward: set `reward_model`, or name "
-            "a function with --reward path/to/file.py:function"
-        )
+        fix = "set `reward_model`, or name a function with --reward path/to/file.py:function"
+        raise ValueError(_no_world(config.model, f"brings no reward: {fix}"))
     return None
+
+
+def _no_world(model: str, consequence: str) -> str:
+    here = Path(model).is_dir()
+    missing = "" if here else "no folder here (is it spelt right?), "
+    near = "" if here else did_you_mean(model, [*worlds.NAMES, *siblings(Path(model))], ";")
+    return f"`model`={model!r} is {missing}no embedded world and {consequence}{near}"
 
 
 def prompts_of(config: PPOConfigV1) -> tuple[list[str], list[str] | None]:
     """Prompts to train on and held-out ones, from the files that `config` names or from its world."""
     world = worlds.load(config.model) if config.model in worlds.NAMES else None
     if not config.train_prompts and not world:
-        raise ValueError(f"`model`={config.model!r} is no embedded world and brings no prompts: set `train_prompts`")
-    train = prompts_in(config.train_prompts) if config.train_prompts else world.prompts
+        raise ValueError(_no_world(config.model, "brings no prompts: set `train_prompts`"))
+    train = _prompts_named(config, "train_prompts") if config.train_prompts else world.prompts
     if config.eval_prompts:
-        return train, prompts_in(config.eval_prompts)
+        return train, _prompts_named(config, "eval_prompts")
     return train, world.heldout_prompts if world else None
+
+
+def _prompts_named(config: PPOConfigV1, setting: str) -> list[str]:
+    path = getattr(config, setting)
+    try:
+        return prompts_in(path)
+    except OSError as error:
+        near = "" if Path(path).exists() else did_you_mean(path, siblings(Path(path)))
+        raise ValueError(f"`{setting}`={path!r} cannot be read ({error.strerror}){near}") from error
 
 
 def prompts_in(path: str) -> list[str]:
@@ -164,21 +183,22 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict]:
 
     Where `folder` itself is a checkpoint, that one.
     """
-    if (folder / checkpoint.MANIFEST).exists():
+    if is_checkpoint(folder):
         return folder, checkpoint.load_checkpoint(folder)["config"]
     state, newest = resume.newest_state(folder)
     return newest, state["config"]
 
 
 def continued(folder: Path, changes: dict, reward: str | None, **others) -> tuple:
-    """The trainer of the newest whole checkpoint of the run in `folder`, with `changes` to its settings; its prompts.
+    """The trainer of the newest whole checkpoint of the run in `folder`, or of the checkpoint `folder`, with `changes`
+    to its settings; its prompts for training and held out; and which checkpoint it is.
 
     Raises:
         ValueError: there is none; the run was trained on a reward function and none is named; or a change asks a run of
             v1 to replay.
     """
     newest, settings = newest_checkpoint(folder)
-    needed = reward_named_before(newest.resolve().parent.parent)
+    needed = reward_named_before(run_of(newest))
     if needed and not reward:
         raise ValueError(f"the run was trained on a reward function: name it again, --reward {needed}")
     trainer = trainer_class(settings)
@@ -189,7 +209,7 @@ def continued(folder: Path, changes: dict, reward: str | None, **others) -> tupl
         )
     config = config_of(settings | changes)
     judge = reward_of(config, reward)
-    return trainer(None, judge, config=config, resume_from_checkpoint=newest, **others), *prompts_of(config)
+    return trainer(None, judge, config=config, resume_from_checkpoint=newest, **others), *prompts_of(config), newest
 
 
 def saved(model: str, changes: dict, reward: str | None) -> tuple:

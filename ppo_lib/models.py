@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ppo_lib.terminal import no_foreign_bars
+
 CRITIC_FOLDER = "critic"
 VALUE_HEAD_FILE = "value_head.safetensors"
 WRITTEN_ASIDE = ".ppo_lib-writing-"  # in the name of a folder that is being written: nobody else calls one so
@@ -109,6 +111,7 @@ class HeadOnTrunk(Critic):
         return self.value_head(states.to(self.value_head.weight.dtype)).squeeze(-1).float()
 
 
+@no_foreign_bars()
 def load_policy(
     name: str, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -135,6 +138,7 @@ def load_policy(
         raise ValueError(f"`model`={name!r} has no tokenizer that can be loaded: pass `tokenizer=…`") from error
 
 
+@no_foreign_bars()
 def load_critic(folder: str) -> Critic | None:
     """The critic saved beside a policy in `folder`; None where there is none.
 
@@ -201,6 +205,7 @@ def frozen_copy(policy: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(policy).requires_grad_(False).eval()
 
 
+@no_foreign_bars()
 def save_models(
     folder: str | Path, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, critic: Critic
 ) -> None:

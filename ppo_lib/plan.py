@@ -11,6 +11,7 @@ from ppo_lib import worlds
 from ppo_lib.config import PPOConfigV1, ReplayConfig
 from ppo_lib.inputs import prompts_of
 from ppo_lib.memory_estimate import MODELS, PARTS, ShapesOnly, memory_by_moment
+from ppo_lib.places import check_output_dir
 from ppo_lib.replay import ReplayBuffer
 from ppo_lib.rollout import prompt_lengths
 
@@ -21,8 +22,8 @@ TITLES = {
 }  # fmt: skip
 
 
-def plan(config: PPOConfigV1) -> str:
-    """The plan as text. Reads the model's configuration and tokenizer, not its weights, and writes nothing.
+def plan(config: PPOConfigV1) -> tuple[str, int]:
+    """The plan as text, and the memory at its peak. Reads the model's configuration, not its weights; writes nothing.
 
     Raises:
         ValueError: the model or the prompts cannot be found.
@@ -30,22 +31,34 @@ def plan(config: PPOConfigV1) -> str:
     model_config, prompts, heldout, longest = inputs_of(config)
     shapes = ShapesOnly(config, model_config)
     moments = memory_by_moment(config, model_config, longest or ASSUMED_PROMPT)
+    evaluates = bool(heldout) or prompts is None  # then they are the world's own
     rows = {
-        "output": config.output_dir or "nothing is written: set `output_dir`",
+        "output": output(config.output_dir),
         "model": config.model,
         "  policy": parameters(shapes.policy),
         "  critic": parameters(shapes.critic),
         "  reference": "the policy with its adapters off"
         if shapes.reference is shapes.policy
         else parameters(shapes.reference),
-        "prompts": f"{count(prompts)} to train on, {count(heldout)} held out; the longest "
+        "prompts": f"{count(prompts)} to train on, {count(heldout) if evaluates else 'none'} held out; the longest "
         + (f"has {longest} tokens" if longest else f"is taken to have {ASSUMED_PROMPT} tokens"),
-        **schedule(config, bool(heldout)),
+        **schedule(config, evaluates),
         **replay(config),
-        **disk(config, shapes, bool(heldout)),
+        **disk(config, shapes, evaluates),
     }
     lines = [f"{name:14}{value}" for name, value in rows.items()]
-    return "\n".join([*lines, "", *memory_table(moments)])
+    return "\n".join([*lines, "", *memory_table(moments)]), max(sum(parts.values()) for parts in moments.values())
+
+
+def output(folder: str | None) -> str:
+    """Where the run writes to, and whether it can."""
+    if not folder:
+        return "nothing is written: set `output_dir`"
+    try:
+        check_output_dir(folder)
+    except ValueError as error:
+        return f"{folder}; it would not begin: {error}"
+    return folder
 
 
 def inputs_of(config: PPOConfigV1) -> tuple[PretrainedConfig, list[str] | None, list[str] | None, int | None]:
@@ -77,7 +90,7 @@ def schedule(config: PPOConfigV1, evaluates: bool) -> dict[str, str]:
         f"{config.max_new_tokens} tokens at most",
         "steps": f"{config.num_updates * steps}: in each update {config.num_ppo_epochs} passes, "
         f"{steps // config.num_ppo_epochs} of {config.step_size} responses each, {in_memory}",
-        "evaluations": f"{times(config, config.eval_every)}, sampled and greedy" if evaluates else "none",
+        "evaluations": f"{config.num_evaluations}, sampled and greedy" if evaluates else "none",
     }
 
 
@@ -118,15 +131,11 @@ def disk(config: PPOConfigV1, shapes: ShapesOnly, evaluates: bool) -> dict[str, 
     models = sum(4 * sum(p.numel() for p in unadapted(net)) for net in written)
     room = one * (kept + 1) + models * (2 + evaluates)  # each is written aside before it takes its place
     best = ", and one at each new best" if evaluates else ""
+    saved = 1 + math.ceil(config.num_updates / config.save_every)
     return {
-        "checkpoints": f"{times(config, config.save_every)}{best}; {kept} are kept, {gb(one)} each",
+        "checkpoints": f"{saved}{best}; {kept} are kept, {gb(one)} each",
         "disk": f"{gb(room)} at most for checkpoints and models, while one is written",
     }
-
-
-def times(config: PPOConfigV1, every: int) -> int:
-    """How often something is done before the first update, after every `every` ones and after the last."""
-    return 1 + math.ceil(config.num_updates / every)
 
 
 def memory_table(moments: dict[str, dict[str, int]]) -> list[str]:

@@ -43,6 +43,7 @@ from ppo_lib.rollout import (
     response_values,
     sample,
 )
+from ppo_lib.terminal import number
 from ppo_lib.threads import settle_threads
 
 __all__ = ["PPOConfig", "PPODataset", "PPOTrainer"]
@@ -185,8 +186,8 @@ class PPOTrainer:
             for _ in range(self.updates_left):
                 metrics, rollout = self.train_step(next(self.batches))
                 self.log(metrics)
-                score, kl = metrics["objective/scores"], metrics["objective/kl"]
-                self.progress.set_postfix_str(f"score {score:.3f}, KL {kl:.2f}", refresh=False)
+                score, kl = number(metrics["objective/scores"], ".3f"), number(metrics["objective/kl"], ".2f")
+                self.progress.set_postfix_str(f"score {score}, KL {kl}", refresh=False)
                 self.progress.update()
                 if callback and callback(self, rollout, metrics):
                     break

@@ -16,6 +16,8 @@ import yaml
 from accelerate.tracking import GeneralTracker
 from tqdm.auto import tqdm
 
+from ppo_lib.terminal import NOISE, in_one_line, number
+
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
 COLUMNS = {  # of the console's table
     "update": "update",
@@ -93,8 +95,33 @@ class Console(GeneralTracker):
         if self.rows % self.header_every == 0:
             tqdm.write(" ".join(f"{title:>9}" for title in COLUMNS.values()), file=sys.stdout)
         self.rows += 1
-        cells = [values.get(name) for name in COLUMNS]
-        tqdm.write(" ".join(f"{'' if cell is None else format(cell, '.4g'):>9}" for cell in cells), file=sys.stdout)
+        noise = {"lr": 0.0}  # a small learning rate is one
+        told = {name: values.get(name) for name in COLUMNS}
+        cells = ["" if v is None else number(v, noise=noise.get(name, NOISE)) for name, v in told.items()]
+        tqdm.write(" ".join(f"{cell:>9}" for cell in cells), file=sys.stdout)
+
+
+class SampleLines(GeneralTracker):
+    """Held-out responses on the terminal, one line each, under the row of their update."""
+
+    name = "sample lines"
+    requires_logging_directory = False
+
+    def __init__(self):
+        super().__init__()
+        self.rows: list[dict] = []
+
+    @property
+    def tracker(self) -> None:
+        return None
+
+    def log(self, values: dict, step: int | None = None, **kwargs) -> None:
+        """Print the responses that came since the last row."""
+        for row in self.rows:
+            prompt, response = in_one_line(row["prompt"], 32, end=True), in_one_line(row["sampled"], 56)
+            score = number(row["score"], ".2f")
+            tqdm.write(f"{row['update']:>9}  held out {score:>6}: {prompt} → {response}", file=sys.stdout)
+        self.rows = []
 
 
 class _Row:
@@ -112,11 +139,13 @@ def slim(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def log_samples(trackers: list[GeneralTracker], rows: list[dict], update: int) -> None:
-    """Show responses as text, one row each, on the trackers that can: TensorBoard and Weights & Biases."""
+    """Show responses as text, one row each, on the trackers that can."""
     columns = list(rows[0])
     for tracker in trackers:
         if tracker.name == "wandb":
             tracker.log_table("samples", columns, [list(row.values()) for row in rows], step=update)
+        elif isinstance(tracker, SampleLines):
+            tracker.rows = rows
         elif tracker.name == "tensorboard":
             lines = [columns, ["---"] * len(columns), *(row.values() for row in rows)]
             cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]

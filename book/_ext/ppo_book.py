@@ -14,7 +14,6 @@
 
 import html
 import importlib
-import inspect
 import json
 import os
 import re
@@ -34,6 +33,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from ppo_lib import stored
+from ppo_lib.config import descriptions
 
 LOGGER = logging.getLogger(__name__)
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
@@ -250,8 +250,7 @@ class StoredTable(SphinxDirective):
 
 def fields_as_list(dataclass: type) -> list[str]:
     """A dataclass's fields with the comments behind them, as a list; a field without a comment is explained above."""
-    found = re.findall(r"^    (\w+): [^#\n]+?  # (.+)$", inspect.getsource(dataclass), re.M)
-    return ["", *(f"- `{name}`: {comment}" for name, comment in found), ""]
+    return ["", *(f"- `{name}`: {comment}" for name, comment in descriptions(dataclass).items()), ""]
 
 
 def docstring_to_rst(app, what, name, obj, options, lines: list[str]) -> None:

@@ -19,10 +19,10 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import logging as hf_logging
 
 from ppo_lib.rewards import RewardModel
 from ppo_lib.rollout import sample
+from ppo_lib.terminal import no_foreign_bars
 from ppo_lib.worlds import World, grammar
 
 MAX_NEW_TOKENS = 24  # nearly every review of the base model ends within this many tokens
@@ -83,14 +83,8 @@ def sparse_reward(prompts: list[str], responses: list[str]) -> list[float]:
 
 def load_shipped(model_class: type, folder: str):
     """`model_class.from_pretrained` on a shipped folder, without its progress bar."""
-    shown = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        with as_file(files(__package__) / "data" / folder) as path:
-            return model_class.from_pretrained(path)
-    finally:
-        if shown:
-            hf_logging.enable_progress_bar()
+    with no_foreign_bars(), as_file(files(__package__) / "data" / folder) as path:
+        return model_class.from_pretrained(path)
 
 
 def load_tokenizer() -> PreTrainedTokenizerBase:

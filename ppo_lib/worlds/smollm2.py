@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from ppo_lib.terminal import no_foreign_bars
+
 from . import World
 
 __all__ = ["HUB_ID", "cache_folder", "converted_folder", "load", "render", "vader_reward"]
@@ -36,6 +38,7 @@ _CONVERSION = 1
 _STALE_SECONDS = 3600
 
 
+@no_foreign_bars()
 def load(cache_dir: str | Path | None = None, source: str = "auto") -> World:
     """Load SmolLM2-135M-Instruct with its prompts and the VADER reward.
 
@@ -76,13 +79,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ppo_lib"
 
 
+def converted_place(cache_dir: str | Path | None = None) -> Path:
+    """Where the folder of converted weights is, or would be."""
+    parent = Path(cache_dir).expanduser() if cache_dir else cache_folder()
+    return parent / f"smollm2-135m-instruct-{_CONVERSION}"
+
+
 def converted_folder(cache_dir: str | Path | None = None) -> Path | None:
     """The folder of converted weights, made if need be; None where neither it nor the package exists.
 
     The folder is written aside and renamed when complete, so an interrupted conversion leaves none behind.
     """
-    parent = Path(cache_dir).expanduser() if cache_dir else cache_folder()
-    place = parent / f"smollm2-135m-instruct-{_CONVERSION}"
+    place = converted_place(cache_dir)
+    parent = place.parent
     if place.is_dir():
         return place
     gguf_file = _packaged_gguf()

@@ -246,7 +246,7 @@ def test_resume_and_plot_of_nothing(work, capsys):
     assert cli.main(["resume", "absent"]) == cli.BAD_INPUT
     assert cli.main(["plot", "absent"]) == cli.BAD_INPUT
     said = capsys.readouterr().err
-    assert "there is no whole checkpoint in absent" in said and "has no whole line yet" in said
+    assert "there is no whole checkpoint in absent" in said and "there is no run in absent: no such folder" in said
 
 
 def test_it_is_a_program():

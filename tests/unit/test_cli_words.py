@@ -1,0 +1,336 @@
+"""What the command line says: before a run, of a path that is none, of a misspelt word; numbers and bars."""
+
+import io
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers.utils import logging as of_transformers
+
+from ppo_lib import cli, config, models, places, timing, worlds
+from ppo_lib.checkpoint import name_of
+from ppo_lib.ppo_v1 import PPOTrainer
+from ppo_lib.terminal import in_one_line, number
+from ppo_lib.trackers import Console
+
+SMALL = {
+    "batch_size": 4, "minibatch_size": 4, "num_ppo_epochs": 1, "max_new_tokens": 6, "total_episodes": 12,
+    "eval_every": 2, "save_every": 1, "eval_samples": 2, "eval_prompts": "held.txt", "device": "cpu",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with settings, prompts, rewards, and the whole run `runs/first`."""
+    folder = tmp_path_factory.mktemp("words")
+    (folder / "run.yaml").write_text(yaml.safe_dump(SMALL))
+    (folder / "held.txt").write_text("The film was\nI think\nWe saw\n")
+    (folder / "judge.py").write_text("def length(prompts, responses):\n    return [len(r) / 9 for r in responses]\n")
+    (folder / "broken.py").write_text("1 / 0\n")
+    (folder / "empty").mkdir()
+    (folder / "begun").mkdir()
+    (folder / "begun/metrics.jsonl").write_text('{"update": 0, "episode": 0, "eval/score": 1.0}\n')
+    with pytest.MonkeyPatch.context() as here:
+        here.chdir(folder)
+        here.setenv("TQDM_DISABLE", "1")
+        assert cli.main(["train", "run.yaml", "--set", "output_dir=runs/first", "--set", "keep_last=9"]) == 0
+    return folder
+
+
+@pytest.fixture
+def work(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    return folder
+
+
+def told(capsys, line: str, code: int = 0) -> str:
+    """What the command `line` prints on stdout where it goes well, else on stderr."""
+    capsys.readouterr()
+    assert cli.main(shlex.split(line)) == code, f"{line}: {capsys.readouterr()}"
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    return said.err if code else said.out
+
+
+# before a run
+
+
+def test_a_run_says_what_it_will_do_before_it_does(work, capsys, monkeypatch):
+    monkeypatch.setattr(PPOTrainer, "train", lambda *_: 1 / 0)
+    words = ["--reward", "judge.py:length"]
+    assert cli.main(["train", "run.yaml", "--set", "output_dir=said", *words]) == cli.RUN_FAILED
+    assert not Path("said").exists() and capsys.readouterr().out == (
+        "train reviews into said\n"
+        "  v1 on cpu: 3 updates of 4 responses to 64 prompts, 6 tokens at most\n"
+        "  3 held-out prompts, judged at the start, after every 2 updates and at the end\n"
+        "  a checkpoint every update; Ctrl-C stops the run, and it goes on with: "
+        "python -m ppo_lib resume said --reward judge.py:length\n"
+    )
+
+
+def test_a_run_without_a_folder_says_so(work, capsys):
+    said = told(capsys, "train run.yaml --replay --set output_dir=null --set total_episodes=4 --set minibatch_size=8")
+    assert "train reviews and keep nothing" in said and "v2 on cpu: 1 update of 4" in said and "1 update, score" in said
+
+
+def test_training_into_a_run_names_resume(work, capsys):
+    said = told(capsys, "train run.yaml --set output_dir=runs/first", cli.BAD_INPUT)
+    assert "`output_dir`='runs/first' holds an earlier run: go on with it by" in said
+    assert "python -m ppo_lib resume runs/first, or choose another folder" in said
+
+
+def test_ctrl_c_before_the_first_update_names_the_checkpoint_of_the_start(work, capsys, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(PPOTrainer, "train_step", stop)
+        said = told(capsys, "train run.yaml --set output_dir=stopped", 130)
+    assert f"after 0 whole updates; the last checkpoint is stopped/checkpoints/{name_of(0)}" in said
+    assert "resume stopped from update 0 of 3" in told(capsys, "resume stopped")
+
+
+# places
+
+
+@pytest.mark.parametrize("form", ["branch/checkpoints/{}", "./branch/checkpoints/{}/", "~/branch/checkpoints/{}"])
+def test_a_checkpoint_is_taken_where_a_run_is(work, capsys, monkeypatch, form, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("run.yaml", "held.txt"):
+        (tmp_path / name).write_text((work / name).read_text())
+    told(capsys, "train run.yaml --set output_dir=branch --set keep_last=9")
+    first = form.format(name_of(1))
+    assert "the policy after update 1 of its run" in told(capsys, f"eval {first}")
+    page = Path(told(capsys, f"plot {first}").strip())
+    assert page.name == f"{name_of(1)}.html" and page.resolve().parent == tmp_path / "branch"
+    said = told(capsys, f"resume {first}")
+    assert "from update 1 of 3" in said and "what the run did after update 1 is dropped" in said
+    assert "v1 on cpu: 2 updates" in said and "the run is complete: 3 updates" in told(capsys, "resume branch/")
+
+
+def test_a_checkpoint_may_go_on_in_a_folder_of_its_own(work, capsys):
+    before = (work / "runs/first/metrics.jsonl").read_bytes()
+    said = told(capsys, f"resume runs/first/checkpoints/{name_of(2)} --set output_dir=other")
+    assert f"resume runs/first/checkpoints/{name_of(2)}, which is of update 2, into other\n" in said
+    assert (work / "runs/first/metrics.jsonl").read_bytes() == before and "dropped" not in said
+
+
+def test_eval_says_which_model_it_judges(work, capsys):
+    assert f"the policy after update 3 of its run (runs/first/checkpoints/{name_of(3)}), on 3 held-out" in told(
+        capsys, "eval runs/first --set max_new_tokens=4"
+    ), "the newest checkpoint"
+    assert "saved weights (runs/first/best), on 3 held-out prompts" in told(capsys, "eval runs/first/best/")
+    assert "the model sums, on 64 held-out prompts" in told(capsys, "eval sums --samples 1")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("resume runs/frist", "there is no whole checkpoint in runs/frist: no such folder; did you mean runs/first?"),
+        ("resume empty", "name the `output_dir` of a run"),
+        ("resume runs", "it holds the runs first: name one of them"),
+        ("resume run.yaml", "it is a file, not a folder; a run is begun with: python -m ppo_lib train run.yaml"),
+        ("resume runs/first/model", "or go on with their run: python -m ppo_lib resume runs/first"),
+        ("resume runs/first/checkpoints/update-3", f"did you mean runs/first/checkpoints/{name_of(3)}?"),
+        ("eval runs/frist", "there is no model in runs/frist: no such folder; did you mean runs/first?"),
+        ("eval revews", "no folder here (is it spelt right?)"),
+        ("eval revews", "did you mean reviews?"),
+        ("eval empty", "there is no model in empty: it holds no checkpoints/, no model/ and no config.json"),
+        ("eval held.txt", "there is no model in held.txt: it is a file, not a folder"),
+        ("plot runs/frist", "there is no run in runs/frist: no such folder; did you mean runs/first?"),
+        ("plot runs/first/model", "it holds no metrics.jsonl: name the run, "),
+        ("plot begun", "there is nothing to plot in begun: no update is logged yet"),
+        ("plot runs/first -o nowhere/a.html", "--output nowhere/a.html: there is no folder nowhere"),
+        ("train rum.yaml", "there is no file of settings 'rum.yaml': did you mean run.yaml?"),
+        ("train runs/first", "is a folder, and a YAML file of settings is needed; to go on with its run: "),
+        ("train reviews", "did you mean --set model=reviews?"),
+        ("train 16gb", "did you mean --preset 16gb?"),
+        ("train run.yaml --set output_dir=held.txt", "held.txt is a file; choose a folder"),
+        ("train run.yaml --set output_dir=held.txt/a", "held.txt is a file; choose a folder"),
+        ("train run.yaml --set train_prompts=hold.txt", "`train_prompts`='hold.txt' cannot be read"),
+        ("train run.yaml --set model=revews", "did you mean reviews?"),
+    ],
+)
+def test_a_place_that_is_none_is_told_in_one_line(work, capsys, line, message):
+    before = sorted(work.rglob("*"))
+    said = told(capsys, line, cli.BAD_INPUT)
+    assert message in said and said.count("\n") == 1
+    assert sorted(work.rglob("*")) == before, "it left something behind"
+
+
+def test_a_folder_that_may_not_be_written_is_told_before_the_models_are_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(places.os, "access", lambda *_: False)
+    with pytest.raises(ValueError, match="`output_dir`=.* cannot be written: no permission in"):
+        places.check_output_dir(str(tmp_path / "a/b"))
+
+
+# words
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("trian run.yaml", "there is no command 'trian': did you mean train?"),
+        ("--debug train", "there is no command '--debug': write one of train, resume"),
+        ("train --prest 16gb", "train has no option --prest: did you mean --preset?"),
+        ("resume runs/first --preset 8gb", "resume has no option --preset: it is one of train"),
+        ("train run.yaml --set seed = 1", "a setting is --set name=value, in quotes where it holds spaces"),
+        ("train run.yaml --set seed", "--set seed: write name=value, with no space around the ="),
+        ("train --set seed=1 gamma=1", "did you mean --set gamma=1?"),
+        ("train run.yaml --set kl_target=None", "`kl_target`: Input should be a valid number"),
+        ("train run.yaml --set kl_target=None", "nothing is written null"),
+        ("train run.yaml --samples 0", "--samples 0: write a number of prompts, 1 or more"),
+        ("train run.yaml --reward judge.py:lenght", "defines no function 'lenght': did you mean length?"),
+        ("train run.yaml --reward broken.py:f", "division by zero: --reward broken.py:f: running broken.py failed"),
+        ("train run.yaml --eval-reward judge:f", "--eval-reward judge:f: write path/to/file.py:function"),
+        ("settings lerning_rate", "no setting has 'lerning_rate' in its name: did you mean learning_rate?"),
+    ],
+)
+def test_a_word_that_is_wrong_is_told_in_one_line(work, capsys, line, message):
+    said = told(capsys, line, cli.BAD_INPUT)
+    assert message in said and said.count("\n") == 1
+
+
+def test_without_words_there_is_help(capsys):
+    assert cli.main([]) == cli.BAD_INPUT
+    assert "examples:" in (said := capsys.readouterr().out) and all(name in said for name in cli.EXAMPLES)
+
+
+@pytest.mark.parametrize("name", cli.EXAMPLES)
+def test_help_has_examples_that_are_understood(name, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([name, "--help"])
+    assert cli.EXAMPLES[name] in capsys.readouterr().out
+    for line in cli.EXAMPLES[name].strip().splitlines():
+        words = shlex.split(line.strip().partition("    ")[0])
+        assert words[:4] == ["python", "-m", "ppo_lib", name]
+        cli.parser()[0].parse_args(words[3:])
+
+
+def test_a_reader_that_leaves_gets_no_traceback():
+    program = subprocess.Popen(
+        [sys.executable, "-m", "ppo_lib", "settings"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    program.stdout.close()
+    assert program.stderr.read() == b"" and program.wait() == cli.PIPE_CLOSED
+
+
+# settings
+
+
+def test_every_setting_is_described_once_with_its_default(capsys):
+    rows = {row["name"]: row for row in config.described_settings()}
+    stages = {"v0": config.PPOConfig(), "v1": config.PPOConfigV1(), "v2": config.ReplayConfig()}
+    assert rows.keys() == vars(stages["v2"]).keys()
+    for name, row in rows.items():
+        assert len(row["text"]) > 5 and "None" not in row["text"], f"{name} has no line behind it, or speaks Python"
+        default, _, later = row["default"].partition(" (v2: ")
+        for stage, shown in ((row["stage"], default), ("v2", later.rstrip(")") or default)):
+            read = type(stages[stage])(**{name: config.read_yaml(shown)})
+            assert read == stages[stage], f"{name} has another default in {stage}"
+        assert [stage for stage in stages if hasattr(stages[stage], name)][0] == row["stage"]
+    for name in config.descriptions(config.ReplayConfig):
+        assert name in config.ReplayConfig.__annotations__, f"{name} is read from somewhere else"
+    listed = told(capsys, "settings").splitlines()
+    assert len(listed) == 1 + len(rows) and max(map(len, listed)) < 150
+    assert [line.split()[0] for line in told(capsys, "settings CLIP").splitlines()] == [
+        "setting", "cliprange", "cliprange_value",
+    ]  # fmt: skip
+
+
+# a dry run's time
+
+
+def test_a_dry_run_times_an_update_and_leaves_no_trace(work, capsys):
+    before, random = sorted(work.rglob("*")), torch.get_rng_state()
+    said = told(capsys, "train run.yaml --dry-run --samples 2")
+    assert sorted(work.rglob("*")) == before and torch.equal(torch.get_rng_state(), random)
+    [time] = [line for line in said.splitlines() if line.startswith("time: ")]
+    assert time.startswith("time: about ") and ": 3 updates of " in time and " and 3 evaluations of " in time
+    assert "an estimate from one measured update on this machine (cpu)" in time
+    said = told(capsys, "train run.yaml --replay --dry-run --set output_dir=runs/first")
+    assert "output        runs/first; it would not begin: `output_dir`='runs/first' holds an earlier run" in said
+    assert "time: about " in said
+
+
+def test_a_time_is_that_of_all_updates_and_evaluations(monkeypatch):
+    monkeypatch.setattr(timing, "_update", lambda trainer: 3.0)
+    monkeypatch.setattr(timing, "_evaluation", lambda trainer, heldout: 10.0)
+    run = config.PPOConfigV1(**SMALL | {"total_episodes": 4000, "eval_prompts": None})
+    hours = (1000 * 3 + 501 * 10) / 3600
+    said = timing.estimate_time(run, None, 0)
+    assert said.startswith(f"about {hours:.1f} h: 1000 updates of 3 s and 501 evaluations of 10 s")
+    assert [timing.spoken(seconds) for seconds in (0.0312, 42.4, 90, 5400)] == ["0.031 s", "42 s", "1.5 min", "1.5 h"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "peak", "why"),
+    [
+        ({"model": "somebody/some-model"}, 0, "not measured: the model's weights are not on this machine"),
+        ({"mixed_precision": "fp16", "device": "cpu"}, 0, "not measured: `mixed_precision`='fp16' needs a GPU"),
+        ({}, 1e15, "not measured: 1000000.0 GB are needed"),
+    ],
+)
+def test_a_time_that_cannot_be_measured_says_why(settings, peak, why):
+    assert timing.estimate_time(config.PPOConfigV1(**settings), None, peak).startswith(why)
+
+
+# samples
+
+
+def test_samples_are_printed_at_each_evaluation(work, capsys):
+    said = told(capsys, "train run.yaml --set output_dir=sampled --samples 2 --set 'report_to=[console]'").splitlines()
+    lines = [line for line in said if "held out" in line and "→" in line]
+    assert [line.split()[0] for line in lines] == ["0", "0", "2", "2", "3", "3"]
+    assert "'The film was' → '" in lines[0] and "'I think' → '" in lines[1]
+    assert said.index(lines[2]) == 1 + next(i for i, line in enumerate(said) if line.split()[:2] == ["2", "8"]), "below"
+    lines = told(capsys, "resume sampled --samples 1 --set total_episodes=16").splitlines()
+    assert sum("→" in line for line in lines) == 1
+
+
+def test_samples_need_held_out_prompts(work, capsys):
+    words = "--set model=runs/first/model --set train_prompts=held.txt --set eval_prompts=null --reward judge.py:length"
+    said = told(capsys, f"train run.yaml {words} --samples 2 --set output_dir=none", cli.BAD_INPUT)
+    assert "there are none: set `eval_prompts`" in said and not Path("none").exists()
+
+
+# numbers and bars
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "text"),
+    [(-4.047e-07, ".4g", "0"), (5.9e-8, ".4g", "0"), (-0.0, ".4g", "0"), (-0.0004, ".3f", "0.000"),
+     (-0.0006, ".3f", "-0.001"), (-1e-5, ".4g", "-1e-05"), (12345, ".4g", "12345"), (float("nan"), ".4g", "nan"),
+     (0.12345, ".4g", "0.1235")],
+)  # fmt: skip
+def test_noise_around_0_is_0(value, form, text):
+    assert number(value, form) == text
+
+
+def test_the_table_shows_a_small_learning_rate_and_whole_counts(capsys):
+    Console().log({"update": 12345, "episode": 1234567, "objective/kl": -4e-7, "lr": 1e-6, "eval/score": None})
+    assert capsys.readouterr().out.splitlines()[1].split() == ["12345", "1234567", "0", "1e-06"]
+
+
+def test_a_text_stays_on_one_line():
+    assert in_one_line("a\nb", 9) == "'a\\nb'" and in_one_line("abcdef", 3) == "'ab…'"
+    assert in_one_line("abcdef", 3, end=True) == "'…ef'"
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_bars_of_transformers_stay_away_and_as_the_user_set_them(shown, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", drawn := io.StringIO())
+    monkeypatch.setattr(of_transformers, "_tqdm_active", shown)
+    world = worlds.load("reviews")
+    models.save_models(tmp_path / "a", world.model, world.tokenizer, models.Critic.from_policy(world.model))
+    models.load_policy(str(tmp_path / "a"))
+    models.load_critic(str(tmp_path / "a"))
+    assert drawn.getvalue() == "" and of_transformers.is_progress_bar_enabled() is shown
+    world.model.save_pretrained(tmp_path / "b")
+    assert ("Writing model shards" in drawn.getvalue()) is shown, "bars of other saves are the user's own"
