@@ -63,7 +63,7 @@ def _both_at_once(update, updates, warmup, highest):
 learning_rate = Exercise(
     "learning_rate",
     solution=_learning_rate,
-    inputs=[(update, 10, 4, 0.1) for update in (0, 1, 3, 4, 5, 9)],
+    inputs=[(update, 10, 4, 0.1) for update in (0, 1, 3, 4, 5, 9)] + [(update, 6, 0, 0.02) for update in (0, 3)],
     mistakes={
         "update 0 has a learning rate of 0, so its rollout is wasted: start at 1 / (warmup + 1).": _starts_at_zero,
         "the last update of the warm-up has the full rate already: divide by warmup + 1.": _full_within_warmup,
