@@ -79,7 +79,7 @@ def _lora_forward(x, weight, down, up, alpha):
 
 def _lora_inputs():
     generator = torch.Generator().manual_seed(0)
-    for batch, d_in, d_out, rank, alpha in ((3, 4, 5, 2, 8.0), (2, 3, 3, 1, 4.0)):
+    for batch, d_in, d_out, rank, alpha in ((3, 4, 5, 2, 8.0), (2, 3, 3, 1, 4.0), (2, 2, 3, 4, 5.0)):
         shapes = ((batch, d_in), (d_out, d_in), (rank, d_in), (d_out, rank))
         yield (*(torch.randn(*shape, generator=generator) for shape in shapes), alpha)
 

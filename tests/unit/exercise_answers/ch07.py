@@ -130,6 +130,7 @@ WRONG = {
         "not divided by the rank": lambda x, weight, down, up, alpha: lora(x, weight, down, up, alpha),
         "rank is the output": lambda x, weight, down, up, alpha: lora(x, weight, down, up, alpha / up.shape[0]),
         "rank is the input": lambda x, weight, down, up, alpha: lora(x, weight, down, up, alpha / down.shape[1]),
+        "whole shares": lambda x, weight, down, up, alpha: lora(x, weight, down, up, alpha // len(down)),
         "root of the rank": lambda x, weight, down, up, alpha: lora(x, weight, down, up, alpha / len(down) ** 0.5),
         "turned over": lambda x, weight, down, up, alpha: lora(x, weight, down, up, len(down) / alpha),
         "without the weight": lambda x, weight, down, up, alpha: lora(x, 0 * weight, down, up, alpha / len(down)),
