@@ -196,10 +196,10 @@ def as_numbers(value: Any) -> torch.Tensor | None:
         elif hasattr(value, "__array__"):
             array = np.asarray(value)
             found = torch.as_tensor(array.copy()) if array.dtype.kind in "biuf" else None
-        elif isinstance(value, (bool, int, float)):
+        elif isinstance(value, int):
             found = torch.tensor(value)
         else:
-            found = torch.tensor(float(value)) if isinstance(value, numbers.Number) else None
+            found = torch.tensor(float(value), dtype=torch.float64) if isinstance(value, numbers.Number) else None
     except Exception:  # noqa: BLE001 (a ragged list, an integer too large, a complex number: not numbers we compare)
         return None
     return None if found is None or found.is_complex() else found

@@ -2,6 +2,8 @@
 
 import importlib
 import warnings
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -94,11 +96,10 @@ def test_the_form_of_the_numbers_does_not_matter(name, form):
     assert found is None, f"{name}: the solution's numbers are refused in another form: {found}"
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+# `save` returns nothing; what it does to a disk is compared, and it has wrong answers of its own for this.
+@pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - {"ch08.save"}))
 def test_an_answer_that_ignores_its_arguments_fails(name):
     exercise = FUNCTIONS[name]
-    if name == "ch08.save":
-        pytest.skip("it returns nothing: what it does to the disk is compared, with wrong answers of its own")
     for number, outcome in enumerate(exercise.outcomes(exercise.solution)):
         found = exercise.problem(lambda *arguments, value=outcome.value: value)
         assert found is not None, f"{name}: the result of input {number} passes for all inputs"
@@ -312,6 +313,10 @@ def test_expected_error_must_be_raised():
         (np.array([1.0, 2.0]), (1, 2), True),
         (torch.tensor(1.0), (1.0, 2.0), False),
         (1, True, True),
+        (Decimal("1.5"), 1.5, True),
+        (Fraction(1, 3), 1.5, False),
+        (1 + 1e-5j, 1.0, False),
+        ("1.5", 1.5, False),
         (0, None, False),
         (None, 0, False),
         (True, 2, False),
