@@ -78,6 +78,10 @@ def _word_reward(prompts, responses):
     return [float(len(response)) + 100 * len(prompt) for prompt, response in zip(prompts, responses, strict=True)]
 
 
+def _constant_reward(prompts, responses):
+    return [0.5] * len(responses)
+
+
 def _length_penalised(prompts, responses, reward, cost, free):
     scores = reward(prompts, responses)
     return [float(s) - cost * max(0, len(r.split()) - free) for s, r in zip(scores, responses, strict=True)]
@@ -100,6 +104,7 @@ length_penalised = Exercise(
         (["The film was"], [" good."], _word_reward, 0.5, 3),
         (["The film was", "We"], [" good and the music was warm.", " hated it."], _word_reward, 0.5, 3),
         (["My brother", "It is"], ["", " dull. What a bore."], _word_reward, 0.25, 0),
+        (["So", "It"], [" bad,  so bad.", " is fun."], _constant_reward, 2.0, 1),
     ],
     mistakes={
         "you pay for words below the limit too, in reverse: use max(0, …).": _penalise(

@@ -30,7 +30,8 @@ def _response_means(x: Tensor, mask: Tensor) -> Tensor:
 def _batches() -> list[tuple[Tensor, Tensor]]:
     mask = torch.tensor([[True, True, True, True], [True, True, False, False], [True, False, False, False]])
     x = torch.tensor([[-1.0, -2.0, -3.0, -6.0], [-4.0, -1.0, 8.0, 5.0], [-7.0, 9.0, 3.0, 1.0]])
-    return [(x, mask), (x.masked_fill(~mask, float("nan")), mask)]
+    zeros = torch.tensor([[0.0, -2.0, 5.0], [0.5, 0.0, 0.0]])
+    return [(x, mask), (x.masked_fill(~mask, float("nan")), mask), (zeros, torch.tensor([[1, 1, 0], [1, 1, 1]]).bool())]
 
 
 response_means = Exercise(
@@ -100,7 +101,10 @@ def _inputs() -> list[Rewards]:
     ref_logprobs = torch.tensor([[-1.5, -0.5, -1.8, -4.0], [-0.7, -2.2, -0.4, -1.2], [-0.6, -1.0, -2.0, -0.5]])
     mask = torch.tensor([[True, True, True, False], [True, True, True, True], [True, True, False, False]])
     ended = torch.tensor([True, False, True])
-    return [(torch.tensor([1.0, -0.5, 0.3]), logprobs, ref_logprobs, mask, ended, 0.1, 2.0)]
+    return [
+        (torch.tensor([1.0, -0.5, 0.3]), logprobs, ref_logprobs, mask, ended, 0.1, 2.0),
+        (torch.tensor([0.2, 0.4]), ref_logprobs[:2], logprobs[:2], mask[[2, 0]], ended[1:], 0.3, 0.5),
+    ]
 
 
 rewards_with_penalty = Exercise(

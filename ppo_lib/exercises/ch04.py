@@ -50,7 +50,8 @@ def _td_inputs():
     rewards = torch.tensor([[-0.1, 0.0, 0.0, 1.0], [0.0, 0.5, 0.0, 0.0]])
     values = torch.tensor([[0.4, 0.2, 0.3, 0.6, 0.7], [0.1, 0.3, 0.9, -0.8, 0.5]])
     mask = torch.tensor([[True, True, True, True], [True, True, False, False]])
-    return [(rewards, values, mask, 0.9), (rewards, values, mask, 1.0)]
+    short = torch.tensor([[0.3, -0.2, 0.1], [2.0, 0.0, 0.0]]), values[:, 1:], mask[:, 1:]
+    return [(rewards, values, mask, 0.9), (rewards, values, mask, 1.0), (*short, 0.8)]
 
 
 td_errors = Exercise(
@@ -114,7 +115,8 @@ def _no_carry(deltas, mask, gamma, lam):
 def _backward_inputs():
     deltas = torch.tensor([[-0.3, 0.1, 0.3, 0.4], [0.2, 0.4, 5.0, -7.0]])
     mask = torch.tensor([[True, True, True, True], [True, True, False, False]])
-    return [(deltas, mask, 0.9, 0.8), (deltas, mask, 1.0, 0.95)]
+    other = torch.tensor([[0.7, -0.6, 9.0], [0.5, 0.2, -0.1]]), torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()
+    return [(deltas, mask, 0.9, 0.8), (deltas, mask, 1.0, 0.95), (*other, 0.7, 1.0)]
 
 
 gae_backward = Exercise(
@@ -159,6 +161,11 @@ def _variance_for_deviation(advantages, values, mask):
     return white.masked_fill(~mask, 0.0), _ready_for_update(advantages, values, mask)[1]
 
 
+def _population(advantages, values, mask):
+    white = (advantages - advantages[mask].mean()) / advantages[mask].std(correction=0)
+    return white.masked_fill(~mask, 0.0), _ready_for_update(advantages, values, mask)[1]
+
+
 def _mean_kept(advantages, values, mask):
     return whiten(advantages, mask, shift_mean=False), _ready_for_update(advantages, values, mask)[1]
 
@@ -180,7 +187,8 @@ def _update_inputs():
     advantages = torch.tensor([[0.5, 0.8, 0.7, 0.4], [-0.6, -0.3, 0.0, 0.0]])
     values = torch.tensor([[0.4, 0.2, 0.3, 0.6, 0.7], [0.1, -0.2, 0.9, -0.8, 0.5]])
     mask = torch.tensor([[True, True, True, True], [True, True, False, False]])
-    return [(advantages, values, mask)]
+    other = torch.tensor([[0.1, 8.0, 9.0], [-2.0, 0.3, 1.5]]), torch.tensor([[1, 0, 0], [1, 1, 1]]).bool()
+    return [(advantages, values, mask), (other[0], values[:, 1:], other[1])]
 
 
 ready_for_update = Exercise(
@@ -192,6 +200,8 @@ ready_for_update = Exercise(
         "scale. Add the values first, whiten afterwards.": _returns_from_white,
         "padding counts in your mean and variance: take them where `mask` is true.": _padding_in_statistics,
         "you divided by the variance: whitening divides by its square root.": _variance_for_deviation,
+        "your standard deviation divides by n: the mean is estimated too, so divide the squares by n − 1 (torch's "
+        "default).": _population,
         "the mean is still there: subtract it, and do not add it back.": _mean_kept,
         "the padding is no longer 0: subtracting the mean moved it, so fill it with 0 afterwards.": _padding_shifted,
         "the returns use the value after the token: A_t was measured from values[:, t].": _returns_late,

@@ -24,7 +24,11 @@ def ratio_solution(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tens
 ratio = Exercise(
     "ratio_of",
     solution=ratio_solution,
-    inputs=[(NEW, OLD, MASK)],
+    inputs=[
+        (NEW, OLD, MASK),
+        (OLD[:, :3], NEW[:, :3], MASK[:, 1:]),
+        (NEW.masked_fill(~MASK, 500.0), OLD.masked_fill(~MASK, -500.0), MASK),
+    ],
     mistakes={
         "that is the log of the ratio: take torch.exp of the difference.": lambda new, old, mask: (
             new - old
@@ -37,6 +41,9 @@ ratio = Exercise(
         ),
         "the padding has a ratio too: fill the difference with 0 outside the mask, before the exp.": (
             lambda new, old, mask: torch.exp(new - old)
+        ),
+        "on padding exp overflowed, and infinity · 0 is NaN: fill the difference with 0 before the exp.": (
+            lambda new, old, mask: torch.exp(new - old) * mask + ~mask
         ),
         "you multiplied by the mask after the exp, which leaves 0 on padding: fill the difference with 0 before it, so "
         "that padding has ratio 1.": lambda new, old, mask: torch.exp(new - old).masked_fill(~mask, 0.0),
@@ -77,7 +84,11 @@ def _mean_of_response_means(x, mask):
 clipped_loss = Exercise(
     "clipped_loss",
     solution=policy_loss,
-    inputs=[(NEW, OLD, ADVANTAGES, MASK, 0.2), (OLD, NEW, ADVANTAGES, MASK, 0.1)],
+    inputs=[
+        (NEW, OLD, ADVANTAGES, MASK, 0.2),
+        (OLD, NEW, ADVANTAGES, MASK, 0.1),
+        (NEW[:, :3], OLD[:, 1:], -ADVANTAGES[:, :3], MASK[:, 1:], 0.3),
+    ],
     mistakes={
         "you took the larger of the two terms: the clip is pessimistic, so it is torch.minimum.": (
             lambda *given: _loss(*given, pick=torch.maximum)
@@ -144,7 +155,7 @@ def _in_bits(logits, mask):
 mean_entropy = Exercise(
     "mean_entropy",
     solution=mean_entropy_solution,
-    inputs=[(LOGITS, LOGITS_MASK)],
+    inputs=[(LOGITS, LOGITS_MASK), (-0.5 * LOGITS[:, :2], LOGITS_MASK[:, 1:] | LOGITS_MASK[:, :2])],
     mistakes={
         "the minus is missing: −Σ p log p is never negative.": _negative_entropy,
         "you averaged over padding: divide by mask.sum(), not by numel().": _mean_over_padding,

@@ -63,7 +63,7 @@ def _both_at_once(update, updates, warmup, highest):
 learning_rate = Exercise(
     "learning_rate",
     solution=_learning_rate,
-    inputs=[(update, 10, 4, 0.1) for update in (0, 1, 3, 4, 5, 9)],
+    inputs=[(update, 10, 4, 0.1) for update in (0, 1, 3, 4, 5, 9)] + [(update, 6, 0, 0.02) for update in (0, 3)],
     mistakes={
         "update 0 has a learning rate of 0, so its rollout is wasted: start at 1 / (warmup + 1).": _starts_at_zero,
         "the last update of the warm-up has the full rate already: divide by warmup + 1.": _full_within_warmup,
@@ -79,7 +79,7 @@ def _lora_forward(x, weight, down, up, alpha):
 
 def _lora_inputs():
     generator = torch.Generator().manual_seed(0)
-    for batch, d_in, d_out, rank, alpha in ((3, 4, 5, 2, 8.0), (2, 3, 3, 1, 4.0)):
+    for batch, d_in, d_out, rank, alpha in ((3, 4, 5, 2, 8.0), (2, 3, 3, 1, 4.0), (2, 2, 3, 4, 5.0)):
         shapes = ((batch, d_in), (d_out, d_in), (rank, d_in), (d_out, rank))
         yield (*(torch.randn(*shape, generator=generator) for shape in shapes), alpha)
 

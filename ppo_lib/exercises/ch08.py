@@ -80,7 +80,7 @@ class OnADyingDisk(Exercise):
     def _found(answer, name: str, old: str, new: str):
         lasting = Disk({name: old})
         returned = answer(lasting, name, new)
-        if not lasting.operations:
+        if not lasting.operations and (returned is None or returned is Ellipsis):
             return returned  # the stub
         found = set()
         for lives in range(lasting.operations + 1):
@@ -131,7 +131,7 @@ def _never_renamed(disk, name, text):
 save = OnADyingDisk(
     "save",
     solution=_save,
-    inputs=[("run", "old", "new")],
+    inputs=[("run", "old", "new"), ("log.jsonl", "one\n", "one\ntwo\n")],
     mistakes={
         "you wrote over the old file: a death in the middle leaves neither old nor new.": _in_place,
         "you renamed what the disk may not have yet: flush the file before you rename it.": _never_flushed,
@@ -182,6 +182,13 @@ newest_whole = Exercise(
                 {"update": 30, "written": "e5f6", "read": None},
             ],
         ),
+        (
+            [
+                {"update": 8, "written": "0a0a", "read": "0a0a"},
+                {"update": 100, "written": "1b1b", "read": "1b1b"},
+                {"update": 20, "written": "2c2c", "read": "2c2c"},
+            ],
+        ),
         ([{"update": 10, "written": "ab12", "read": "ab13"}],),
         ([],),
     ],
@@ -225,7 +232,14 @@ _LOG = [json.dumps({"update": update, "score": update / 10}) for update in range
 cut_back = Exercise(
     "cut_back",
     solution=_cut_back,
-    inputs=[(_LOG, 3), (_LOG[1:], 3), ([*_LOG, '{"update": 6, "sco'], 3), (_LOG[:3], 2)],
+    inputs=[
+        (_LOG, 3),
+        (_LOG[1:], 3),
+        ([*_LOG, '{"update": 6, "sco'], 3),
+        (_LOG[:3], 2),
+        (['{"update": 5, "score": null, "stopped": true}', '{"update": 10, "score": 0.5}', '{"up'], 10),
+        (['{"update": 0, "score'], 0),
+    ],
     mistakes={
         "a killed run can leave half a line, and json.loads raises on it: stop there.": _unguarded,
         "nothing is cut: the resumed run will log these updates once more.": lambda lines, update: _parsed(lines),

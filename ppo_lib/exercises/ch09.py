@@ -49,6 +49,22 @@ def _keeps_the_last(scores, patience, min_delta=0.0):
     return stopped, len(scores) - 1 if stopped is None else stopped
 
 
+def _ties_win(scores, patience, min_delta=0.0):
+    """The rule with >= for >: the slightest bit less is asked for."""
+    best, kept = -math.inf, None
+    for index, score in enumerate(scores):
+        if score >= best + min_delta:
+            best, kept = score, index
+        elif index - kept >= patience:
+            return index, kept
+    return None, kept
+
+
+def _starts_at_zero(scores, patience, min_delta=0.0):
+    stopped, kept = _patience([0.0, *scores], patience, min_delta)
+    return None if stopped is None else stopped - 1, max(kept - 1, 0)
+
+
 def _no_min_delta(scores, patience, min_delta=0.0):
     return _patience(scores, patience)
 
@@ -60,11 +76,19 @@ patience_rule = Exercise(
         ([0.2, 0.5, 0.9, 0.8, 0.85, 0.7, 1.3], 3),
         ([0.5, 0.54, 0.58, 0.59, 0.6, 0.3], 2, 0.05),
         ([0.1, 0.0, 0.3, 0.2, 0.4, 0.3], 3),
+        ([0.5, 0.5, 0.25, 0.5, 0.75], 3),
+        ([1.0, 1.25, 1.0, 1.5, 1.5], 2, 0.25),
+        ([-8.0, -6.0, -5.5, -7.0, -5.0], 2, 0.25),
+        ([4.0, 4.5, 4.75, 4.0, 5.5], 2, 0.25),
+        ([0.3, 0.2, 0.4], 1),
+        ([0.7], 2),
     ],
     mistakes={
         "you compare with the evaluation before: compare with the best so far.": _against_the_previous,
         "one evaluation too late: stop at the `patience`-th one in a row that brings no new best.": _one_too_late,
         "your count is not set back to 0 by a new best.": _never_reset,
+        "an evaluation exactly `min_delta` above the best is no new best: more is asked for, so >.": _ties_win,
+        "scores may be negative: the first evaluation is the best so far, whatever it is.": _starts_at_zero,
         "you keep the last model: keep that of the best evaluation.": _keeps_the_last,
         "`min_delta` changes nothing in your rule: a new best beats the old one by more than that.": _no_min_delta,
     },
@@ -131,7 +155,13 @@ def _no_horizon(beta, kl, target, responses, horizon):
 next_beta = Exercise(
     "next_beta",
     solution=_next_beta,
-    inputs=[(0.05, 9.0, 6.0, 32, 64), (0.05, 1.0, 8.0, 32, 64), (0.02, 6.6, 6.0, 16, 64), (0.1, 6.05, 6.0, 32, 10_000)],
+    inputs=[
+        (0.05, 9.0, 6.0, 32, 64),
+        (0.05, 1.0, 8.0, 32, 64),
+        (0.02, 6.6, 6.0, 16, 64),
+        (0.1, 6.05, 6.0, 32, 10_000),
+        (0.3, 3.0, 2.75, 8, 16),
+    ],
     atol=1e-7,
     mistakes={
         "turned around: too much KL must make KL dearer, so β grows.": _swapped,

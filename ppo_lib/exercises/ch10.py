@@ -43,6 +43,7 @@ share_of_samples = Exercise(
     inputs=[
         (_PROXIMAL, _BEHAVIOUR, _MASK),
         (_NOW.masked_fill(~_MASK, 50.0), _BEHAVIOUR.masked_fill(~_MASK, -50.0), _MASK),
+        (_BEHAVIOUR[:, 1:], _NOW[:, 1:], _MASK[:, 1:]),
     ],
     mistakes={
         "padding counts in your share: take the ratios where `mask` is true.": _padding_counts,
@@ -103,6 +104,7 @@ decoupled_loss = Exercise(
     inputs=[
         (_NOW, _PROXIMAL, _BEHAVIOUR, _ADVANTAGES, _MASK, 0.2, 1.5),
         (_NOW, _PROXIMAL, _BEHAVIOUR, _ADVANTAGES.masked_fill(~_MASK, 9.0), _MASK, 0.1, 0.9),
+        (_PROXIMAL[:, 1:], _NOW[:, 1:], _BEHAVIOUR[:, :3], -_ADVANTAGES[:, 1:], _MASK[:, 1:], 0.3, 1.2),
     ],
     mistakes={
         "that is the coupled clip, centred on μ: centre it on π_k and let a weight correct for μ.": _coupled,

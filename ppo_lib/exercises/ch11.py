@@ -13,7 +13,7 @@ _AGES, _USES = torch.tensor([1, 1, 2, 3, 3, 4, 5]), torch.tensor([0, 2, 1, 2, 3,
 stays = Exercise(
     "stays",
     solution=_stays,
-    inputs=[(_AGES, _USES, 3, 3), (_AGES, _USES, 1, 2), (_AGES, _USES, 4, 1)],
+    inputs=[(_AGES, _USES, 3, 3), (_AGES, _USES, 1, 2), (_AGES, _USES, 4, 1), (_USES[1:], _AGES[1:], 2, 4)],
     mistakes={
         "one update too early: a response leaves when it is *more* than `staleness_threshold` updates old.": (
             lambda ages, uses, staleness_threshold, max_reuse: (ages < staleness_threshold) & (uses < max_reuse)
@@ -105,7 +105,7 @@ def _steady_state(fresh, sample, max_reuse):
 steady_state = Exercise(
     "steady_state",
     solution=_steady_state,
-    inputs=[(8, 24, 4), (8, 16, 6), (8, 56, 8), (8, 56, 4), (16, 40, 2)],
+    inputs=[(8, 24, 4), (8, 16, 6), (8, 56, 8), (8, 56, 4), (16, 40, 2), (8, 20, 4), (16, 4, 3)],
     mistakes={
         "you divided the wrong way round: uses are draws per fresh response, sample / fresh.": (
             lambda fresh, sample, max_reuse: (min(fresh / sample, max_reuse), min(fresh / sample, max_reuse) * fresh)

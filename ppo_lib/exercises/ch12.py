@@ -33,6 +33,11 @@ def _at_the_last(values, tokens, threshold, hold=3):
     return (tokens[-1], False) if index is None else (tokens[index], True)
 
 
+def _last_window_missed(values, tokens, threshold, hold=3):
+    cost, held = _cost(values[:-1], tokens[:-1], threshold, hold)
+    return (cost, True) if held else (tokens[-1], False)
+
+
 def _strictly_above(values, tokens, threshold, hold=3):
     return _cost([value - 1e-9 for value in values], tokens, threshold, hold)
 
@@ -55,12 +60,18 @@ tokens_until = Exercise(
         ([0.1, 0.6, 0.2, 0.7, 0.3, 0.8, 0.4], _TOKENS, 0.5),
         ([0.1, 0.6, 0.2, 0.3, 0.3, 0.7, 0.3], _TOKENS, 0.5),
         ([0.1, 0.6, 0.7, 0.4, 0.6, 0.6, 0.6], _TOKENS, 0.5, 2),
+        ([0.1, 0.6, 0.4, 0.2, 0.5, 0.6, 0.5], _TOKENS, 0.5),
+        ([0.1, 0.2, 0.3, 0.1, 0.2, 0.7, 0.8], _TOKENS, 0.5),
+        ([0.9, 0.9], [100, 250], 0.5),
+        ([2.5, 2.0, 1.0, 2.0], [70, 110, 200, 340], 2.0, 1),
+        ([-3.0, -1.0, -1.5, -1.0, -0.5], [5, 10, 30, 35, 60], -2.0, 4),
     ],
     mistakes={
         "one evaluation above the threshold can be luck: it must hold `hold` in a row.": _one_is_enough,
         "you count evaluations above the threshold: they must follow each other, so set the count back.": _not_in_a_row,
         "too late: the cost is that of the first of the evaluations in a row, not of the last.": _at_the_last,
         "reaching the threshold exactly counts: compare with >=.": _strictly_above,
+        "the last `hold` evaluations may be the first that hold: your last window is missing.": _last_window_missed,
         "a run that never holds it is censored, not missing: return the last cost and False.": _dropped,
         "you say that a censored run held the threshold: the second value must be False.": _said_to_hold,
     },
@@ -103,7 +114,7 @@ def _whole_range(baseline, other, draws):
 def _costs(seed):
     generator = torch.Generator().manual_seed(seed)
     baseline, other = 800 + 1600 * torch.rand(2, 6, generator=generator)
-    return baseline, other / 2, torch.randint(6, (400, 6), generator=generator)
+    return baseline, other / 2, torch.randint(6, (401, 6), generator=generator)
 
 
 paired_interval = Exercise(
@@ -129,7 +140,7 @@ def _improvement(baseline, other):
 improvement = Exercise(
     "improvement",
     solution=_improvement,
-    inputs=[([4, 8], [3, 5]), ([5, 5, 9], [5, 7, 1]), ([100, 300, 200], [250, 250, 90])],
+    inputs=[([4, 8], [3, 5]), ([5, 5, 9], [5, 7, 1]), ([100, 300, 200], [250, 250, 90]), ([6, 2, 7, 5], [6, 3])],
     mistakes={
         "fewer tokens are better: count the pairs in which `other` costs less.": (
             lambda baseline, other: 1 - _improvement(baseline, other)
@@ -142,7 +153,7 @@ improvement = Exercise(
         ),
         "you compared each run with the one of its own seed only: compare every run with every run.": (
             lambda baseline, other: (
-                sum((b > o) + 0.5 * (b == o) for b, o in zip(baseline, other, strict=True)) / len(baseline)
+                sum((b > o) + 0.5 * (b == o) for b, o in zip(baseline, other, strict=False)) / len(baseline)
             )
         ),
         "you did not divide by the number of pairs.": (

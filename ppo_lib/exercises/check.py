@@ -2,12 +2,14 @@
 
 import copy
 import inspect
+import math
 import numbers
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 STUB_MESSAGE = "the stub is still there."
@@ -18,10 +20,10 @@ class Outcome:
     """What one call did: it returned `value`, or it raised `error`."""
 
     value: Any = None
-    error: Exception | None = None
+    error: Exception | SystemExit | None = None
 
     @property
-    def is_stub(self) -> bool:
+    def is_empty(self) -> bool:
         """True for a call that returned None or `...`, or raised NotImplementedError."""
         return isinstance(self.error, NotImplementedError) or (
             self.error is None and (self.value is None or self.value is Ellipsis)
@@ -31,6 +33,9 @@ class Outcome:
 @dataclass(frozen=True, eq=False)
 class Exercise:
     """One exercise: a reference, the inputs to compare on, and the mistakes worth naming.
+
+    Values count, not their form: an array, a list or a tensor of another type with the same numbers is as good. An
+    answer that gives nothing on any input is a stub; one that gives None on some inputs only is compared.
 
     name       the function's name, as the messages call it.
     solution   the reference implementation; for an exercise whose answer is a number, the number.
@@ -59,15 +64,16 @@ class Exercise:
 
     def problem(self, answer: Any) -> str | None:
         """What is wrong with `answer`, or None when nothing is."""
-        answers = self.outcomes(answer)
-        if any(outcome.is_stub for outcome in answers):
+        answers, expected = self.outcomes(answer), self.outcomes(self.solution)
+        if all(outcome.is_empty for outcome in answers) and not all(outcome.is_empty for outcome in expected):
             returned_none = any(outcome.error is None and outcome.value is None for outcome in answers)
             return STUB_MESSAGE + (" (It returned None: is a `return` missing?)" if returned_none else "")
-        expected = self.outcomes(self.solution)
+        if callable(self.solution) and not callable(answer):
+            return f"{self.name} should be a function, and it is {show(answer)}."
         if self.agree(answers, expected):
             return None
         for message, wrong in self.mistakes.items():
-            if self.agree(answers, self.outcomes(wrong)):
+            if self.agree(answers, self.each_outcome(wrong)):
                 return message
         return self.first_difference(answers, expected)
 
@@ -81,20 +87,25 @@ class Exercise:
 
     def outcomes(self, answer: Any) -> list[Outcome]:
         """What `answer` does on each input. A value that is not callable is its own outcome."""
-        return [self._call(answer, copy.deepcopy(arguments)) for arguments in self.argument_lists()]
+        return list(self.each_outcome(answer))
+
+    def each_outcome(self, answer: Any) -> Iterator[Outcome]:
+        """The outcomes one by one, so that whoever has seen enough calls `answer` no more."""
+        for arguments in self.argument_lists():
+            yield self._call(answer, copy.deepcopy(arguments))
 
     def _call(self, answer: Any, arguments: tuple) -> Outcome:
         if not callable(answer):
             return Outcome(value=answer)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # of the CPU alone: `torch.manual_seed` would touch a GPU too
             try:
                 return Outcome(value=answer(*arguments))
-            except Exception as error:  # noqa: BLE001 (whatever the reader's code raises is the verdict)
+            except (Exception, SystemExit) as error:  # noqa: BLE001 (whatever the reader's code raises is the verdict)
                 return Outcome(error=error)
 
-    def agree(self, left: Sequence[Outcome], right: Sequence[Outcome]) -> bool:
-        """Whether two lists of outcomes are the same: equal values, or errors of the same type."""
+    def agree(self, left: Iterable[Outcome], right: Iterable[Outcome]) -> bool:
+        """Whether two rows of outcomes are the same: equal values, or errors of the same type."""
         return all(self._difference(a, b) is None for a, b in zip(left, right, strict=True))
 
     def _difference(self, got: Outcome, expected: Outcome) -> str | None:
@@ -102,78 +113,155 @@ class Exercise:
             if type(got.error) is type(expected.error):
                 return None
             if got.error is not None:
-                return f"it raised {type(got.error).__name__}: {got.error}"
+                return f"it raised {type(got.error).__name__}: {shorten(str(got.error))}"
             return f"it should raise {type(expected.error).__name__}, and it returned {show(got.value)}."
+        if got.value is None and expected.value is not None:
+            return f"expected {_brief(expected.value)}, got None. (Is a `return` missing in one branch?)"
         return difference(got.value, expected.value, self.atol)
 
     def first_difference(self, answers: Sequence[Outcome], expected: Sequence[Outcome]) -> str:
-        """One sentence on the first input where the two differ."""
+        """One sentence on the first input where the two differ, and on the first entry that does."""
         for arguments, got, wanted in zip(self.argument_lists(), answers, expected, strict=True):
             text = self._difference(got, wanted)
             if text is not None:
-                call = f"({', '.join(map(show, arguments))})" if arguments else ""
-                return f"for {self.name}{call}, {text}"
+                return f"for {self.name}{show_arguments(arguments)}, {text}"
         raise ValueError("first_difference was called with outcomes that agree")
 
 
 def difference(got: Any, expected: Any, atol: float = 1e-5, where: str = "") -> str | None:
-    """How `got` differs from `expected` (tensors, numbers, text, and nested lists, tuples, dicts), or None."""
+    """How `got` differs from `expected` (numbers, tensors, text, and nested lists, tuples, dicts), or None.
+
+    Of two collections, the first entry that differs is shown.
+    """
     at = f" at {where}" if where else ""
-    if isinstance(expected, (torch.Tensor, numbers.Number)) or hasattr(expected, "__array__"):
-        return _numeric_difference(got, expected, atol, at)
+    if got is None and expected is not None:
+        return f"expected {_brief(expected)}{at}, got None."
+    if as_numbers(expected) is not None and not isinstance(expected, (list, tuple)):
+        return _numeric_difference(got, expected, atol, where)
     if isinstance(expected, Mapping):
         if not isinstance(got, Mapping) or set(got) != set(expected):
             return f"expected a dict with the keys {sorted(map(str, expected))}{at}, got {show(got)}."
         pairs = [(f"{where}[{key!r}]", got[key], expected[key]) for key in expected]
     elif isinstance(expected, (list, tuple)):
-        if not isinstance(got, (list, tuple, torch.Tensor)) or len(got) != len(expected):
-            return f"expected {show(expected)}{at}, got {show(got)}."
-        pairs = [(f"{where}[{index}]", *pair) for index, pair in enumerate(zip(got, expected, strict=True))]
+        got = list(got) if getattr(got, "ndim", 0) else got
+        if not isinstance(got, (list, tuple)):
+            return f"expected {_brief(expected)}{at}, got {show(got)}."
+        pairs = [(f"{where}[{index}]", *pair) for index, pair in enumerate(zip(got, expected, strict=False))]
+        if len(got) != len(expected):
+            text = _first(pairs, atol) or _leftover(got, expected, where)
+            return f"expected {_count(expected)}{at}, got {_count(got)}. The first difference: {text}"
     else:
         try:
             same = bool(got == expected)
         except Exception:  # noqa: BLE001 (a type that refuses to be compared is not equal)
             same = False
         return None if same else f"expected {show(expected)}{at}, got {show(got)}."
-    return next((text for place, a, b in pairs if (text := difference(a, b, atol, place))), None)
+    return _first(pairs, atol)
 
 
-def _numeric_difference(got: Any, expected: Any, atol: float, at: str) -> str | None:
-    wanted = torch.as_tensor(expected).detach().cpu().double()
-    try:
-        given = torch.as_tensor(got).detach().cpu().double()
-    except (TypeError, ValueError, RuntimeError):  # text, a ragged list, another type: not numbers
+def _first(pairs: Iterable[tuple[str, Any, Any]], atol: float) -> str | None:
+    return next((text for place, got, expected in pairs if (text := difference(got, expected, atol, place))), None)
+
+
+def _leftover(got: Sequence, expected: Sequence, where: str) -> str:
+    index = min(len(got), len(expected))
+    if len(got) > index:
+        return f"nothing expected at {where}[{index}], got {show(got[index])}."
+    return f"expected {show(expected[index])} at {where}[{index}], got nothing."
+
+
+def _numeric_difference(got: Any, expected: Any, atol: float, where: str) -> str | None:
+    wanted, given = as_numbers(expected), as_numbers(got)
+    at = f" at {where}" if where else ""
+    if given is None:
         return f"expected {_kind(wanted)}{at}, got {show(got)}."
     if given.shape != wanted.shape:
         return f"expected shape {list(wanted.shape)}{at}, got shape {list(given.shape)}."
-    if torch.allclose(given, wanted, rtol=atol, atol=atol, equal_nan=True):
+    wrong = ~torch.isclose(given.double(), wanted.double(), rtol=atol, atol=atol, equal_nan=True)
+    if not wrong.any():
         return None
-    if given.isnan().any() and not wanted.isnan().any():
-        return f"expected {show(expected)}{at}, got NaN in {show(got)}."
-    return f"expected {show(expected)}{at}, got {show(got)}."
+    first = wrong.nonzero()[0].tolist()
+    at = f" at {where}{first}" if first else at
+    return f"expected {_apart(wanted[tuple(first)].item(), given[tuple(first)].item(), at)}."
+
+
+def as_numbers(value: Any) -> torch.Tensor | None:
+    """The tensor of a number, an array, a tensor or nested lists of them; None for anything else, such as text."""
+    try:
+        if isinstance(value, (list, tuple)):
+            parts = [as_numbers(item) for item in value]
+            return None if any(part is None for part in parts) else torch.stack(parts) if parts else torch.empty(0)
+        if isinstance(value, torch.Tensor):
+            found = value.detach().cpu().to_dense()
+        elif hasattr(value, "__array__"):
+            array = np.asarray(value)
+            found = torch.as_tensor(array.copy()) if array.dtype.kind in "biuf" else None
+        elif isinstance(value, int):
+            found = torch.tensor(value)
+        else:
+            found = torch.tensor(float(value), dtype=torch.float64) if isinstance(value, numbers.Number) else None
+    except Exception:  # noqa: BLE001 (a ragged list, an integer too large, a complex number: not numbers we compare)
+        return None
+    return None if found is None or found.is_complex() else found
 
 
 def _kind(wanted: torch.Tensor) -> str:
     return "a number" if wanted.ndim == 0 else f"a tensor of shape {list(wanted.shape)}"
 
 
-def show(value: Any, limit: int = 24) -> str:
+def _brief(value: Any) -> str:
+    text = show(value)
+    return text if len(text) <= 60 or not isinstance(value, (list, tuple)) else f"a list of {_count(value)}"
+
+
+def _count(items: Sequence) -> str:
+    return f"{len(items)} entr{'y' if len(items) == 1 else 'ies'}"
+
+
+def _apart(wanted: float, given: float, at: str) -> str:
+    """Both numbers, with as many digits as it takes to tell them apart."""
+    for digits in (4, 8, 17):
+        texts = [show(number, digits=digits) for number in (wanted, given)]
+        if texts[0] != texts[1]:
+            break
+    return f"{texts[0]}{at}, got {texts[1]}"
+
+
+def show_arguments(arguments: tuple) -> str:
+    """The arguments of a call in parentheses; where that is long, only shapes of tensors and starts of lists."""
+    if not arguments:
+        return ""
+    long = ", ".join(show(item) for item in arguments)
+    return f"({long})" if len(long) <= 120 else f"({', '.join(shorten(show(item, 4), 80) for item in arguments)})"
+
+
+def show(value: Any, limit: int = 24, digits: int = 4) -> str:
     """A short text for a value: numbers with four significant digits, large tensors by their shape."""
-    if hasattr(value, "__array__") and not isinstance(value, torch.Tensor):
-        value = torch.as_tensor(value)
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        if value.numel() > limit:
+    try:
+        return shorten(_show(value, limit, digits))
+    except Exception:  # noqa: BLE001 (a value that cannot even be shown)
+        return f"a value of type {type(value).__name__}"
+
+
+def shorten(text: str, length: int = 200) -> str:
+    """The text, its end left out where it is longer than `length`."""
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def _show(value: Any, limit: int, digits: int) -> str:
+    if isinstance(value, torch.Tensor) or hasattr(value, "__array__"):
+        value = np.asarray(value) if not isinstance(value, torch.Tensor) else value.detach().cpu()
+        if math.prod(value.shape) > limit:
             return f"tensor of shape {list(value.shape)}"
-        return show(value.tolist(), limit)
+        return _show(value.tolist(), limit, digits)
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return "NaN" if math.isnan(value) else f"{value + 0.0:.{digits}g}"
     if isinstance(value, (list, tuple)):
-        inside = ", ".join(show(item, limit) for item in value)
+        texts = [show(item, limit, digits) for item in value[:limit]]
+        inside = ", ".join(texts) + (f", ... ({len(value)} entries)" if len(value) > limit else "")
         return f"[{inside}]" if isinstance(value, list) else f"({inside})"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!r}: {show(item, limit)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key!r}: {show(item, limit, digits)}" for key, item in value.items()) + "}"
     if callable(value):
         return getattr(value, "__name__", type(value).__name__)
-    text = repr(value)
-    return text if len(text) <= 200 else text[:197] + "..."
+    return repr(value)

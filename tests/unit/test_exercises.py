@@ -1,5 +1,11 @@
-"""Every exercise of the book: its solution passes, each of its mistakes is named, its stub fails."""
+"""Every exercise of the book: right answers pass, wrong ones fail, each of its mistakes is named, its stub fails."""
 
+import importlib
+import warnings
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 
@@ -7,6 +13,19 @@ from ppo_lib.exercises import Exercise, find_exercises
 from ppo_lib.exercises.check import STUB_MESSAGE, difference, show
 
 EXERCISES = find_exercises()
+FUNCTIONS = {name: exercise for name, exercise in EXERCISES.items() if callable(exercise.solution)}
+
+
+def answers(kind):
+    """(exercise, what is particular about the answer, the answer) of every chapter, as parameters of a test."""
+    for chapter in sorted({name.partition(".")[0] for name in EXERCISES}):
+        module = importlib.import_module(f"exercise_answers.{chapter}")
+        for exercise, given in getattr(module, kind).items():
+            for what, answer in given.items():
+                yield pytest.param(f"{chapter}.{exercise}", answer, id=f"{chapter}.{exercise}: {what}")
+
+
+RIGHT, WRONG = list(answers("RIGHT")), list(answers("WRONG"))
 
 
 @pytest.fixture(params=EXERCISES)
@@ -31,6 +50,63 @@ def test_each_mistake_gets_its_own_message(exercise):
 
 def test_a_mistake_is_worth_naming(exercise):
     assert exercise.mistakes, f"{exercise.name} names no mistake: its check could only say 'different'"
+
+
+@pytest.mark.parametrize(("name", "answer"), RIGHT)
+def test_right_answer_passes(name, answer):
+    found = EXERCISES[name].problem(answer)
+    assert found is None, f"a right answer is refused: {found}"
+
+
+@pytest.mark.filterwarnings("ignore:std\\(\\)")  # a wrong answer whitens a row of one token by itself
+@pytest.mark.parametrize(("name", "answer"), WRONG)
+def test_wrong_answer_fails(name, answer):
+    found = EXERCISES[name].problem(answer)
+    assert found is not None, "a wrong answer passes: an input is missing that shows the difference"
+    assert not found.startswith(STUB_MESSAGE), "a wrong answer is taken for a stub"
+
+
+@pytest.mark.parametrize(("kind", "at_least"), [(RIGHT, 2), (WRONG, 5)], ids=["right", "wrong"])
+def test_every_exercise_has_answers_of_both_kinds(kind, at_least):
+    counts = {name: sum(name == answer.values[0] for answer in kind) for name in EXERCISES}
+    assert sum(counts.values()) == len(kind), "there are answers to an exercise that does not exist"
+    few = {name: count for name, count in counts.items() if count < at_least}
+    assert not few, f"fewer than {at_least} answers: {few}"
+
+
+def mapped(value, change):
+    """`value` with `change` applied to each tensor in it."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(mapped(item, change) for item in value)
+    return change(value) if isinstance(value, torch.Tensor) else value
+
+
+FORMS = {
+    "numpy": lambda tensor: tensor.numpy(),
+    "lists": lambda tensor: tensor.tolist(),
+    "64 bits": lambda tensor: tensor.double(),
+    "with a gradient": lambda tensor: tensor.double().requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_the_form_of_the_numbers_does_not_matter(name, form):
+    found = FUNCTIONS[name].problem(lambda *arguments: mapped(FUNCTIONS[name].solution(*arguments), form))
+    assert found is None, f"{name}: the solution's numbers are refused in another form: {found}"
+
+
+# `save` returns nothing; what it does to a disk is compared, and it has wrong answers of its own for this.
+@pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - {"ch08.save"}))
+def test_an_answer_that_ignores_its_arguments_fails(name):
+    exercise = FUNCTIONS[name]
+    for number, outcome in enumerate(exercise.outcomes(exercise.solution)):
+        found = exercise.problem(lambda *arguments, value=outcome.value: value)
+        assert found is not None, f"{name}: the result of input {number} passes for all inputs"
+    for place in range(max(map(len, exercise.argument_lists()))):
+        given = next(arguments[place] for arguments in exercise.argument_lists() if len(arguments) > place)
+        found = exercise.problem(lambda *a, at=place, given=given: exercise.solution(*a[:at], given, *a[at + 1 :]))
+        assert found is not None, f"{name}: argument {place} is the same in all inputs, so it can be ignored"
 
 
 STUBS = {"of dots": lambda *arguments: ..., "of None": lambda *arguments: None, "dots": ..., "nothing": None}
@@ -68,9 +144,102 @@ def test_check_prints_and_returns_the_verdict(capsys):
     assert capsys.readouterr().out == "Not yet: padding counts in your mean: divide by mask.sum().\n"
 
 
+def test_none_on_some_inputs_is_a_difference_and_no_stub():
+    exercise = Exercise("first", solution=lambda items: items[0] if items else None, inputs=[([],), ([3, 4],), ([5],)])
+    assert exercise.problem(lambda items: next(iter(items), None)) is None, "None is right where the solution gives it"
+    for half in (lambda items: items[0] if len(items) > 1 else None, lambda items: items[1] if items[1:] else None):
+        message = exercise.problem(half)
+        assert not message.startswith(STUB_MESSAGE), message
+        assert "got None" in message or "got 4" in message, message
+    assert exercise.problem(lambda items: items[0] if items[1:] else None) == (
+        "for first([5]), expected 5, got None. (Is a `return` missing in one branch?)"
+    )
+    assert exercise.problem(lambda items: None).startswith(STUB_MESSAGE)
+
+
+def test_an_error_on_some_inputs_is_no_stub():
+    def half_done(values, mask):
+        if len(values) > 3:
+            raise NotImplementedError
+        return mean_of_kept(values, mask)
+
+    inputs = [*EXAMPLE.inputs, (torch.ones(4), torch.ones(4).bool())]
+    exercise = Exercise("mean_of_kept", mean_of_kept, inputs)
+    assert "it raised NotImplementedError" in exercise.problem(half_done)
+
+
+def test_a_value_for_a_function_is_said():
+    assert EXAMPLE.problem(1.5) == "mean_of_kept should be a function, and it is 1.5."
+
+
+def endless(*arguments):
+    return endless(*arguments)
+
+
+class Unshowable:
+    def __repr__(self):
+        raise RuntimeError
+
+    __eq__ = __len__ = __repr__
+    __hash__ = None
+
+
+ODD_ANSWERS = {
+    "text": lambda *arguments: "0.5",
+    "array of text": lambda *arguments: np.array(["0.5"]),
+    "ragged": lambda *arguments: [[1.0], [1.0, 2.0]],
+    "complex": lambda *arguments: 1.5 + 1j,
+    "huge": lambda *arguments: 10**400,
+    "generator": lambda *arguments: (number for number in range(3)),
+    "set": lambda *arguments: {1.5},
+    "scalar tensor": lambda *arguments: torch.tensor(0.25),
+    "tensor without data": lambda *arguments: torch.empty(3, device="meta"),
+    "not shown": lambda *arguments: Unshowable(),
+    "class": Unshowable,
+    "module": torch,
+    "exit": lambda *arguments: exit(),
+    "endless": endless,
+    "changes its input": lambda *arguments: [argument.zero_() for argument in arguments if hasattr(argument, "zero_")],
+    "no arguments": lambda: 1.5,
+}
+
+
+@pytest.mark.parametrize("answer", ODD_ANSWERS.values(), ids=ODD_ANSWERS)
+def test_odd_answers_fail_with_a_message(answer):
+    for name, exercise in EXERCISES.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            message = exercise.problem(answer)
+        assert message, f"{name}: it passes"
+        assert len(message) < 900, f"{name}: too long to read: {message}"
+
+
 def test_unknown_mistake_shows_the_input_and_both_values():
     message = EXAMPLE.problem(lambda values, mask: values.max())
     assert message == "for mean_of_kept([1, 2, 9], [True, True, False]), expected 1.5, got 9."
+
+
+def test_unknown_mistake_shows_the_first_entry_that_differs():
+    table = torch.arange(200.0).reshape(10, 20)
+    exercise = Exercise("double", solution=lambda x: 2 * x, inputs=[(table,)])
+    message = exercise.problem(lambda x: torch.where(x > 46, 0, 2 * x))
+    assert message == "for double(tensor of shape [10, 20]), expected 94 at [2, 7], got 0."
+    exercise = Exercise("rows", solution=lambda: [{"update": 0, "mean": table}, {"update": 1, "mean": table}])
+    message = exercise.problem(lambda: [{"update": 0, "mean": table}, {"update": 1, "mean": table.clamp(max=30)}])
+    assert message == "for rows, expected 31 at [1]['mean'][1, 11], got 30."
+
+
+def test_numbers_are_shown_with_the_digits_that_tell_them_apart():
+    assert difference(1206.04, 1206.0) == "expected 1206, got 1206.04."
+
+
+def test_what_is_missing_or_too_much_is_shown():
+    assert difference([1, 2], [1, 2, 3]) == (
+        "expected 3 entries, got 2 entries. The first difference: expected 3 at [2], got nothing."
+    )
+    assert difference([1, 2, 3], [1]) == (
+        "expected 1 entry, got 3 entries. The first difference: nothing expected at [1], got 2."
+    )
 
 
 def test_wrong_shape_is_said():
@@ -138,6 +307,20 @@ def test_expected_error_must_be_raised():
         ([1.0, 2.0], torch.tensor([1.0, 2.0]), True),
         (torch.tensor([True]), torch.tensor([1]), True),
         (torch.tensor([1.0], requires_grad=True), torch.tensor([1.0]), True),
+        (np.array([1.0, 2.0])[::-1], torch.tensor([2.0, 1.0]), True),
+        ([np.float64(1), torch.tensor(2)], torch.tensor([1.0, 2.0]), True),
+        ([[True, 1.5], [2, 3]], torch.tensor([[1, 1.5], [2.0, 3.0]]), True),
+        (np.array([1.0, 2.0]), (1, 2), True),
+        (torch.tensor(1.0), (1.0, 2.0), False),
+        (1, True, True),
+        (Decimal("1.5"), 1.5, True),
+        (Fraction(1, 3), 1.5, False),
+        (1 + 1e-5j, 1.0, False),
+        ("1.5", 1.5, False),
+        (0, None, False),
+        (None, 0, False),
+        (True, 2, False),
+        (1 + 1j, 1.0, False),
         ((1.0, "a"), (1.0, "a"), True),
         ((1.0, "a"), (1.0, "b"), False),
         ({"x": 1.0}, {"x": 1.0}, True),
@@ -155,6 +338,8 @@ def test_difference(got, expected, same):
 def test_show_is_short():
     assert show(torch.zeros(40, 40)) == "tensor of shape [40, 40]"
     assert show([0.123456, "a"]) == "[0.1235, 'a']"
+    assert show(list(range(40))).endswith("23, ... (40 entries)]")
+    assert len(show("word " * 1000)) <= 200
 
 
 def test_reveal_prints_the_source(capsys):
