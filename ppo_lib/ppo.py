@@ -201,6 +201,7 @@ class PPOTrainer:
         finally:
             self.progress.set_description("PPO")
             self.progress.close()
+            self.progress = None
         return self.history[earlier:]
 
     def tell(self, phase: str) -> None:
