@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from ppo_lib import memory, resume
 from ppo_lib.data import as_dataset
@@ -65,6 +65,32 @@ def test_adapters_come_back_after_an_error():
         1 / 0  # noqa: B018
     layers = [module for module in ppo.policy.modules() if isinstance(module, BaseTunerLayer)]
     assert layers and not any(layer.disable_adapters for layer in layers), "an error leaves the adapters off"
+
+
+def test_merging_adds_what_the_adapters_do():
+    policy = tiny_policy()
+    memory.add_adapters(policy, 2, 8.0, seed=0)
+    tokens = torch.arange(6)[None]
+    with memory.as_if_trained(policy), torch.no_grad():
+        adapted, plain = policy(tokens).logits, memory.merged(policy)(tokens).logits
+    assert (adapted - plain).abs().max() < 1e-3, "what the adapters learned is lost when they are merged"
+    with torch.no_grad(), memory.adapters_off(policy):
+        off = policy(tokens).logits
+    assert (adapted - off).abs().max() > 0.1, "the test needs adapters that do something"
+    assert torch.equal(policy(tokens).logits, off), "noise stays in the adapters after a trial"
+
+
+def test_adapters_that_cannot_be_saved_are_refused_before_the_first_update(monkeypatch, tmp_path):
+    def fails(self, *arguments, **keywords):
+        raise RecursionError("layer around layer around layer")
+
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", fails)
+    ppo = make(tiny_policy(), lora_rank=2, output_dir=str(tmp_path / "run"))
+    with pytest.raises(Exception) as caught:
+        ppo.train(PROMPTS)
+    assert "could not be saved merged" in str(caught.value), "a run finds out only when it ends that it cannot be saved"
+    assert not ppo.history, "updates were made before it was tried to save"
+    assert not list(tmp_path.rglob("*.safetensors")), "what was written on trial is left behind"
 
 
 def test_a_reference_of_ones_own_is_used_beside_adapters():
