@@ -193,6 +193,7 @@ def few_logits(model: PreTrainedModel) -> Tensor:
     return model(input_ids=tokens, use_cache=False)[0].float().cpu()
 
 
+@no_foreign_bars()
 def written_and_read(model: PreTrainedModel, folder: str | Path | None = None) -> PreTrainedModel:
     """`model` as a save followed by a load gives it, by way of a folder of its own below `folder`."""
     with tempfile.TemporaryDirectory(prefix=WRITTEN_ASIDE, dir=folder) as aside:

@@ -201,3 +201,8 @@ def test_no_file_names_a_folder_of_the_machine_it_was_written_on(suffix):
         if name.endswith(suffix):
             found = FOLDERS_OF_ONE_MACHINE.search((ROOT / name).read_text("utf8"))
             assert not found, f"{name} names {found.group().strip()}"
+
+
+def test_the_package_and_the_changelog_name_one_version():
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf8"), re.M)[1]
+    assert Version(PROJECT["version"]).base_version == newest, "pyproject.toml and CHANGELOG.md name two versions"
