@@ -232,7 +232,8 @@ class PPOTrainer(ppo.PPOTrainer):
 
     def prepare(self, dataset: PPODataset) -> None:
         if self.resumed_state:
-            resume.check_prompts(self.resumed_state, dataset.prompts)
+            heldout = self.eval_dataset and self.eval_dataset.prompts
+            resume.check_prompts(self.resumed_state, dataset.prompts, heldout)
         if self.eval_dataset:
             self.check_room(self.eval_dataset)
         super().prepare(dataset)

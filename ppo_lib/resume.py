@@ -104,6 +104,8 @@ def state_of(trainer: "PPOTrainer") -> dict[str, Any]:
         "generator": trainer.generator.get_state(),
         "rng": checkpoint.rng_state(),
         "prompts": checkpoint.fingerprint(*trainer.batches.dataset.prompts),
+        "heldout": trainer.eval_dataset and checkpoint.fingerprint(*trainer.eval_dataset.prompts),
+        "tokenizer": vocabulary_fingerprint(trainer),
         "waiting": trainer.batches.waiting,
         "history": checkpoint.table(trainer.history),
         "evaluations": trainer.evaluations,
@@ -139,6 +141,8 @@ def restore(trainer: "PPOTrainer", state: dict[str, Any]) -> None:
     for role, name in reward_names(trainer).items():
         if name != state["rewards"][role]:
             warnings.warn(f"the run's {role} was {state['rewards'][role]}, and now it is {name}", stacklevel=4)
+    if state.get("tokenizer", vocabulary_fingerprint(trainer)) != vocabulary_fingerprint(trainer):
+        raise CheckpointError("the tokenizer is not the one of the run that is resumed: token ids mean other words now")
     if state["frozen"] != frozen_fingerprint(trainer):
         raise CheckpointError(
             "the reference is not the one of the run that is resumed: pass the model that the run started from"
@@ -169,10 +173,16 @@ def restore(trainer: "PPOTrainer", state: dict[str, Any]) -> None:
     trainer.resumed_state = state
 
 
-def check_prompts(state: dict[str, Any], prompts: list[str]) -> None:
-    """Raise CheckpointError unless `prompts` are those of the run that `state` is of."""
+def check_prompts(state: dict[str, Any], prompts: list[str], heldout: list[str] | None = None) -> None:
+    """Raise CheckpointError unless `prompts` are those of the run that `state` is of; warn of other held-out ones."""
     if state["prompts"] != checkpoint.fingerprint(*prompts):
         raise CheckpointError("the prompts are not those of the run that is resumed: pass the same, in the same order")
+    before = state.get("heldout")
+    if before and before != (heldout and checkpoint.fingerprint(*heldout)):
+        warnings.warn(
+            "the held-out prompts are not those that the run had: its best score and its patience are of the others",
+            stacklevel=5,
+        )
 
 
 def restore_data(trainer: "PPOTrainer", state: dict[str, Any]) -> None:
@@ -201,6 +211,12 @@ def trained_weights(trainer: "PPOTrainer") -> dict[str, Tensor]:
         for name, parameter in network.named_parameters()
         if parameter.requires_grad
     }
+
+
+def vocabulary_fingerprint(trainer: "PPOTrainer") -> str:
+    """Tells two tokenizers apart by which text is which token."""
+    tokens = sorted(trainer.tokenizer.get_vocab().items(), key=lambda pair: pair[1])
+    return checkpoint.fingerprint(*(f"{number} {text}" for text, number in tokens))
 
 
 def frozen_fingerprint(trainer: "PPOTrainer") -> str:

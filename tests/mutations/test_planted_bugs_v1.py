@@ -3,7 +3,6 @@
 import pytest
 
 from ppo_lib import checkpoint, evaluation, memory, models, ppo_v1, resume
-from ppo_lib import rollout as rollouts
 from ppo_lib.ppo_v1 import PPOTrainer
 from ppo_lib.schedules import Schedule
 from ppo_lib.trackers import JSONLines

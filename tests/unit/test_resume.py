@@ -8,13 +8,15 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from ppo_lib import checkpoint, resume
 from ppo_lib.checkpoint import CheckpointError
 from ppo_lib.data import PPODataset
 from ppo_lib.rewards import RewardError
 from tests.unit.runs_v1 import HELD_OUT, PROMPTS, TINY, assert_same_run, make, numbers, vowels, weights
-from tests.unit.tiny import tiny_policy
+from tests.unit.tiny import byte_tokenizer, tiny_policy
 
 THREE_UPDATES = dict(total_episodes=12, save_every=1, keep_last=9, learning_rate=1e-2)
 FOUR_UPDATES = THREE_UPDATES | dict(total_episodes=16)
@@ -374,6 +376,24 @@ def test_adapters_where_there_were_none_are_refused(folder, run, settings):
 def test_another_reference_is_refused(folder, run):
     with pytest.raises(CheckpointError, match="the reference is not the one .*: pass the model that the run started"):
         make(tiny_policy(seed=1), resume_from_checkpoint=folder / run, output_dir=None)
+
+
+def test_another_tokenizer_is_refused(tmp_path):
+    make(tiny_policy(), output_dir=str(tmp_path)).train(PROMPTS)
+    vocabulary = {symbol: 255 - number for symbol, number in byte_tokenizer().get_vocab().items() if number < 256}
+    turned = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE(vocab=vocabulary | {"<eos>": 256, "<pad>": 257}, merges=[])),
+        eos_token="<eos>", pad_token="<pad>",
+    )  # fmt: skip
+    with pytest.raises(CheckpointError, match="the tokenizer is not the one of the run"):
+        make(tiny_policy(), resume_from_checkpoint=tmp_path, tokenizer=turned)
+
+
+def test_other_held_out_prompts_are_told(tmp_path):
+    make(output_dir=str(tmp_path), save_every=1).train(PROMPTS, HELD_OUT)
+    again = make(resume_from_checkpoint=tmp_path, total_episodes=16)
+    with pytest.warns(UserWarning, match="the held-out prompts are not those that the run had"):
+        again.train(PROMPTS, HELD_OUT[::-1])
 
 
 def test_other_settings_are_used_with_a_warning_and_free_ones_without(folder):

@@ -1,4 +1,4 @@
-"""A run that was interrupted, ended or resumed goes on where it stood, counted in responses; memory does not change it."""
+"""A run that was interrupted, ended or resumed goes on where it stood, in responses, however memory splits it."""
 
 import shutil
 from types import SimpleNamespace
