@@ -11,7 +11,7 @@ import torch
 from accelerate.utils.memory import release_memory, should_reduce_batch_size
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ppo_lib import graphs
@@ -26,7 +26,6 @@ from ppo_lib.models import (
     model_inputs,
     takes,
     trunk_of,
-    vocabulary_size,
     written_and_read,
 )
 from ppo_lib.rollout import Rollout, logprobs_of
@@ -215,16 +214,16 @@ def response_logits_only(policy: PreTrainedModel, rollout: Rollout, temperature:
     return policy(**inputs, use_cache=False, logits_to_keep=kept).logits[:, :-1].float() / temperature
 
 
-def forward_size(config: PPOConfigV1, policy: PreTrainedModel, length: int) -> int:
+def forward_size(config: PPOConfigV1, model_config: PretrainedConfig, length: int) -> int:
     """How many texts of `length` tokens take no more than `FORWARD_BYTES` in a pass without gradients.
 
     An upper bound of what each takes: keys and values of all layers, what one layer has alive, and the logits of all
     its tokens (of `logits_chunk`, where that is set) in three forms: as they come, in 32 bits, and normalised.
     """
-    text = policy.config.get_text_config()
+    text = model_config.get_text_config()
     width, layers = text.hidden_size, text.num_hidden_layers
     inner = getattr(text, "intermediate_size", None) or 4 * width
-    whole = 3 * vocabulary_size(policy)
+    whole = 3 * text.vocab_size
     each = 4 * length * (2 * layers * width + 2 * inner + 6 * width + (0 if config.logits_chunk else whole))
     return max(1, (FORWARD_BYTES - 4 * (config.logits_chunk or 0) * whole) // each)
 
@@ -239,6 +238,11 @@ class FittingSize:
 
     def __init__(self, name: str, size: int):
         self.name, self.size, self.at_least, self.aimed = name, size, size, size
+
+    @classmethod
+    def of(cls, config: PPOConfigV1) -> "FittingSize":
+        """Responses of a pass without gradients: at least those of `batch_size` prompts, and those of a minibatch."""
+        return cls("sampling and scoring", max(config.batch_size * config.group_size, config.minibatch_size))
 
     def aim(self, size: int) -> None:
         """Start from `size`, or where that is smaller from the first one; what was halved or restored stays."""

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, Cache, LlamaConfig, PretrainedConfig, Qwen2Config
 
 from ppo_lib.config import PPOConfigV1
+from ppo_lib.memory import FittingSize, forward_size
 from ppo_lib.models import model_inputs
 from ppo_lib.ppo_v1 import PPOTrainer
 from ppo_lib.rollout import Rollout, draw
@@ -56,7 +57,8 @@ def estimate_memory(config: PPOConfigV1, model_config: PretrainedConfig, prompt_
         model_config: of the policy, from `AutoConfig` or by hand; no weights are needed.
         prompt_length: P, tokens of the longest prompt.
 
-    All responses are taken to have `max_new_tokens` tokens. Left out: a reward model; what the device's driver and
+    All responses are taken to have `max_new_tokens` tokens. Left out: held-out prompts, where more of them than a
+    rollout has are answered at a time (a gigabyte at most, `memory.FORWARD_BYTES`); a reward model; what the device's driver and
     libraries take (about 0.5 GB on a GPU); on a GPU and without `activation_checkpointing`, what `graphs` keeps from
     rollout to rollout (a copy of the policy's weights and of its cache); what the allocator loses to fragmentation; and
     the time of loading, when the weights are in 32-bit floats in the machine's main memory. Measured on a CPU, runs
@@ -75,10 +77,14 @@ def memory_by_moment(
     """
     whole = ShapesOnly(config, model_config)
     layers = model_config.get_text_config().num_hidden_layers
+    size = FittingSize.of(config)
+    size.aim(forward_size(config, model_config, prompt_length + config.max_new_tokens))
+    together = min(size.size, config.rollout_size)
     if layers <= FEW + 2:
-        traced = whole.trace(prompt_length)
+        traced = whole.trace(prompt_length, together)
     else:
-        few, more = (ShapesOnly(config, with_layers(model_config, n)).trace(prompt_length) for n in (FEW, FEW + 2))
+        shallow = (ShapesOnly(config, with_layers(model_config, n)) for n in (FEW, FEW + 2))
+        few, more = (shapes.trace(prompt_length, together) for shapes in shallow)
         traced = {
             moment: {p: few[moment][p] + (more[moment][p] - few[moment][p]) * (layers - FEW) // 2 for p in PARTS}
             for moment in few
@@ -108,7 +114,7 @@ class ShapesOnly(PPOTrainer):
             self.reference = self.make_reference(None)
         for network in (self.policy, self.critic, self.reference):
             network.eval()
-        self.forward_batch = types.SimpleNamespace(fit=lambda work: work(config.batch_size * config.group_size))
+        self.forward_batch = types.SimpleNamespace(fit=lambda work: work(config.rollout_size))
         self.vocabulary = self.policy.get_input_embeddings().num_embeddings
         own = {id(p): p for network in (self.policy, self.critic) for p in network.parameters()}
         trained = [p for p in own.values() if p.requires_grad]
@@ -119,9 +125,11 @@ class ShapesOnly(PPOTrainer):
             "optimizer": STATE_BYTES[config.optimizer] * sum(p.numel() for p in trained),
         }
 
-    def trace(self, prompt_length: int) -> dict[str, dict[str, int]]:
-        """Bytes by part, without weights and optimiser, at the worst moment of sampling, scoring and training."""
-        together = self.config.batch_size * self.config.group_size
+    def trace(self, prompt_length: int, together: int) -> dict[str, dict[str, int]]:
+        """Bytes by part, without weights and optimiser, at the worst moment of sampling, scoring and training.
+
+        `together` is how many responses are computed at a time without gradients.
+        """
         with FakeTensorMode(allow_non_fake_inputs=True):
             self.pretend_cpu()
             moments = {

@@ -83,8 +83,7 @@ class PPOTrainer(ppo.PPOTrainer):
         Schedule.rehearse(config.lr_scheduler, config.learning_rate, *course)
         self.schedule = self.make_schedule()
         self.micro_batch = FittingSize("training", config.minibatch_size)
-        at_least = max(config.batch_size * config.group_size, config.minibatch_size)
-        self.forward_batch = FittingSize("sampling and scoring", at_least)
+        self.forward_batch = FittingSize.of(config)
         self._longest = 0  # tokens of a prompt and its response, of those seen so far
         self.evaluations: list[Metrics] = []  # held-out metrics by update, the first at update 0
         self.samples: list[dict] = []  # held-out responses as texts, with update and scores
@@ -265,7 +264,7 @@ class PPOTrainer(ppo.PPOTrainer):
     def check_room(self, dataset: PPODataset) -> int:
         """As in v0; how many responses are computed at a time without gradients follows from the longest."""
         self._longest = max(self._longest, super().check_room(dataset))
-        self.forward_batch.aim(memory.forward_size(self.config, self.policy, self._longest))
+        self.forward_batch.aim(memory.forward_size(self.config, self.policy.config, self._longest))
         return self._longest
 
     def reward_models(self) -> Iterator[tuple[str, RewardModel]]:

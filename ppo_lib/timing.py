@@ -89,7 +89,7 @@ def _update(trainer: PPOTrainer) -> float:
 
 def _evaluation(trainer: PPOTrainer, heldout: list[str]) -> float:
     """Seconds of an evaluation, from as many of its prompts as are answered at a time."""
-    some, start = heldout[: trainer.config.batch_size * trainer.config.group_size], time.perf_counter()
+    some, start = heldout[: trainer.forward_batch.size], time.perf_counter()
     evaluate(trainer, some, trainer.reward)
     return (time.perf_counter() - start) * len(heldout) / len(some)
 

@@ -186,12 +186,12 @@ def test_without_gradients_as_many_are_computed_as_fit():
 
 def test_forward_sizes_follow_what_a_text_takes():
     config, policy = make().config, tiny_policy()
-    sizes = [memory.forward_size(config, policy, length) for length in (10, 100, 1000, 10**9)]
+    sizes = [memory.forward_size(config, policy.config, length) for length in (10, 100, 1000, 10**9)]
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 1
     assert sizes[0] / sizes[1] == pytest.approx(10, rel=0.01), "a text of ten times the tokens takes ten times as much"
     logits = 4 * 100 * vocabulary_size(policy)
     assert sizes[1] * logits < memory.FORWARD_BYTES, "the logits alone would not fit"
-    chunked = memory.forward_size(make(logits_chunk=64).config, policy, 100)
+    chunked = memory.forward_size(make(logits_chunk=64).config, policy.config, 100)
     assert chunked > sizes[1], "`logits_chunk` leaves room for more texts"
 
 
