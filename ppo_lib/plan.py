@@ -12,7 +12,7 @@ from ppo_lib.config import PPOConfigV1, ReplayConfig
 from ppo_lib.inputs import prompts_of
 from ppo_lib.memory_estimate import MODELS, PARTS, ShapesOnly, memory_by_moment
 from ppo_lib.places import check_output_dir
-from ppo_lib.replay import ReplayBuffer
+from ppo_lib.replay import ReplayBuffer, kept_for_scores, most_held
 from ppo_lib.rollout import prompt_lengths
 
 ASSUMED_PROMPT = 64  # tokens, where no tokenizer is at hand
@@ -102,8 +102,8 @@ def replay(config: PPOConfigV1) -> dict[str, str]:
     times = {"replay_sample_size": replayed / fresh}
     times |= {"max_replay_reuse": config.max_replay_reuse, "staleness_threshold": config.staleness_threshold}
     tightest = min(times, key=times.get)
-    kept = int(config.replay_keep_best * size)
-    most = min(size, (config.staleness_threshold + 1) * fresh + kept)
+    kept = kept_for_scores(size, config.replay_keep_best)
+    most = most_held(fresh, config.staleness_threshold, size, config.replay_keep_best)
     best = f", {kept} of them for their scores alone, however old" if kept else ""
     room = f"room for {size} responses, {gb(buffer_bytes(config))} of main memory"
     return {

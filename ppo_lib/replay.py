@@ -28,6 +28,19 @@ class ReplayRollout(Rollout):
     weights: Tensor | None = None  # [B, T], what the advantages were multiplied by: min(π_k/μ, C) and its like
 
 
+def most_held(fresh: int, staleness_threshold: int, capacity: int, keep_best: float = 0.0) -> int:
+    """The most responses that a buffer ever holds, right after `fresh` of an update were added to it.
+
+    Those of this update and of the `staleness_threshold` updates before it, and those that are kept for their scores.
+    """
+    return min(capacity, (staleness_threshold + 1) * fresh + kept_for_scores(capacity, keep_best))
+
+
+def kept_for_scores(capacity: int, keep_best: float) -> int:
+    """How many responses are kept for their scores: a share of the places, but never all of them."""
+    return min(int(keep_best * capacity), capacity - 1)
+
+
 class ReplayBuffer:
     """At most `capacity` responses in memory that is reserved at the start.
 
@@ -125,7 +138,7 @@ class ReplayBuffer:
 
     def best(self) -> Tensor:
         """Places of the highest scores, as many as `keep_best` of the capacity: [m]."""
-        kept = min(int(self.keep_best * self.capacity), self.capacity - 1, len(self.held))
+        kept = min(kept_for_scores(self.capacity, self.keep_best), len(self.held))
         return self.held[self.fields["scores"][self.held].topk(kept).indices]
 
     def drop(self, places: Tensor, reason: str) -> None:
