@@ -286,7 +286,8 @@ def figure(name: str) -> go.Figure:
         raise ValueError(f"no fault {name!r} in the gallery; there are {', '.join(FAULTS)}")
     fault = FAULTS[name]
     fig = _panels(name, fault.panels, fault.log, height=90 + 170 * math.ceil(len(fault.panels) / 2))
-    return _dressed(fig, alt=f"{fault.title}. {_numbers(fault, name)}", caption=f"{fault.see} {_bounds(fault)}")
+    title = fault.title.replace("`", "")  # an alternative text is read aloud, without markup
+    return _dressed(fig, alt=f"{title}. {_numbers(fault, name)}", caption=f"{fault.see} {_bounds(fault)}")
 
 
 def _numbers(fault: Fault, name: str) -> str:

@@ -95,7 +95,8 @@ def test_figures_have_both_kinds_of_runs_and_texts():
         figure = gallery.figure(name)
         names = [trace.name for trace in figure.data]
         assert names.count("healthy") == names.count("with the fault") == 2 * len(fault.panels), name
-        assert fault.see in figure.layout.meta["caption"] and fault.title in figure.layout.meta["alt"]
+        assert fault.see in figure.layout.meta["caption"] and "`" not in figure.layout.meta["alt"]
+        assert fault.title.replace("`", "") in figure.layout.meta["alt"]
     with pytest.raises(ValueError, match="no fault 'nothing' in the gallery; there are .*kl_sign"):
         gallery.figure("nothing")
     titles = [fault.title.replace("`", "") for fault in gallery.FAULTS.values()]

@@ -62,6 +62,14 @@ def test_a_number_that_is_there_is_plain_text(ppo_book):
     assert ([node.astext() for node in shown], messages) == (["10"], [])
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_a_bar_within_a_role_does_not_end_a_cell(name):
+    """In a row of a table the bar before a format is written with a backslash."""
+    rows = [line for line in PAGES[name].split("\n") if line.startswith("|")]
+    cut = [role for row in rows for role in re.findall(r"\{[a-z-]+\}`[^`]*`", row) if re.search(r"(?<!\\)\|", role)]
+    assert not cut, cut
+
+
 def table(ppo_book, what, options, content):
     """The lines of a `stored-table`, whose directive needs nothing else of a page."""
     directive = object.__new__(ppo_book.StoredTable)
