@@ -77,6 +77,6 @@ def test_source_on_a_page_is_noticed(kind, html):
 
 
 def test_what_only_looks_like_source_is_not():
-    plain = "<p>a set {1, 2}, the chance P(a | s), 3 * 4 * 5 of <code>{doc}`faq`</code>, 5:30, $5 or $6 a day; really?</p>"
+    plain = "<p>a set {1, 2}, P(a | s), 3 * 4 * 5 of <code>{doc}`faq`</code>, 5:30, $5 or $6 a day; really?</p>"
     shown = "<pre>| a | b |\n## no heading ** `</pre><span class='math'>$x$ \\(y\\)</span>"
     assert not raw_markup(plain + shown)
