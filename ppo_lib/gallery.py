@@ -107,7 +107,7 @@ FIRST, MEAN, LAST, HIGHEST, LOWEST, JITTER = PHASES
 FAULTS: dict[str, Fault] = {
     "learning_rate_high": Fault(
         "The learning rate is too high",
-        "The first updates go hundreds of times too far, and soon there is nothing left to change.",
+        "The first update goes hundreds of times too far, and in the end there is nothing left to change.",
         (Sign(APPROX, FIRST, above=1), Sign(ENTROPY, LAST, below=0.1), Sign(SCORE, LAST, below=0)),
         (SCORE, APPROX, ENTROPY, CLIPPED),
         log=(APPROX,),
@@ -133,7 +133,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "no_clip": Fault(
         "Many passes over a rollout, and no clip",
-        "One update already goes far further than a healthy one ever does.",
+        "The first update already goes further than a healthy one ever does, and later ones go far further.",
         (Sign(APPROX, MEAN, above=1), Sign(KL, HIGHEST, above=30), Sign(SCORE, LAST, below=1.2)),
         (SCORE, KL, APPROX, RATIO_VAR),
         log=(APPROX, RATIO_VAR),
@@ -146,14 +146,14 @@ FAULTS: dict[str, Fault] = {
     ),
     "temperature_low": Fault(
         "The temperature is too low",
-        "Responses are short from the start, entropy is gone early, and single updates go far.",
+        "Responses are short from the start, entropy falls early, and single updates go far.",
         (Sign(ENTROPY, MEAN, below=0.9), Sign(APPROX, HIGHEST, above=1), Sign(LENGTH, FIRST, below=8)),
         (SCORE, ENTROPY, APPROX, LENGTH),
         log=(APPROX,),
     ),
     "too_short": Fault(
         "`max_new_tokens` is too small",
-        "At first few responses have an EOS; then the policy learns to end early, and the score stays behind.",
+        "At first few responses have an EOS. One of the two runs learns to end early; the score stays behind in both.",
         (Sign(ENDED, FIRST, below=16), Sign(LENGTH, HIGHEST, below=6.5), Sign(SCORE, LAST, below=1.2)),
         (SCORE, ENDED, LENGTH, KL),
     ),
@@ -209,7 +209,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "temperature_forgotten": Fault(
         "The temperature is missing in the update",
-        "KL is not 0 in the first update, and more is clipped ever after.",
+        "KL is not 0 in the first update, and over the run more is clipped.",
         (Sign(KL, FIRST, above=0.01), Sign(CLIPPED, MEAN, above=0.07)),
         (SCORE, KL, CLIPPED, LENGTH),
         beside="healthy_cool",
@@ -228,7 +228,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "loss_sign": Fault(
         "The loss has the wrong sign",
-        "The score goes the wrong way at once, and KL shows that it is learned.",
+        "The score falls to the worst there is, and KL shows that it is learned.",
         (Sign(SCORE, LAST, below=-1), Sign(KL, LAST, above=50)),
         (SCORE, KL, LENGTH, RATIO_VAR),
         log=(RATIO_VAR,),
@@ -286,7 +286,8 @@ def figure(name: str) -> go.Figure:
         raise ValueError(f"no fault {name!r} in the gallery; there are {', '.join(FAULTS)}")
     fault = FAULTS[name]
     fig = _panels(name, fault.panels, fault.log, height=90 + 170 * math.ceil(len(fault.panels) / 2))
-    return _dressed(fig, alt=f"{fault.title}. {_numbers(fault, name)}", caption=f"{fault.see} {_bounds(fault)}")
+    title = fault.title.replace("`", "")  # an alternative text is read aloud, without markup
+    return _dressed(fig, alt=f"{title}. {_numbers(fault, name)}", caption=f"{fault.see} {_bounds(fault)}")
 
 
 def _numbers(fault: Fault, name: str) -> str:

@@ -61,8 +61,8 @@ def estimate_memory(config: PPOConfigV1, model_config: PretrainedConfig, prompt_
     rollout has are answered at a time (a gigabyte at most, `memory.FORWARD_BYTES`); a reward model; what the device's
     driver and libraries take (about 0.5 GB on a GPU); on a GPU and without `activation_checkpointing`, what `graphs`
     keeps from rollout to rollout (a copy of the policy's weights and of its cache); what the allocator loses to
-    fragmentation; and the time of loading, when the weights are in 32-bit floats in the machine's main memory. Measured on a CPU, runs
-    took up to 15 % more than this.
+    fragmentation; and the time of loading, when the weights are in 32-bit floats in the machine's main memory. Measured
+    on a CPU, runs took up to 15 % more than this.
     """
     moments = memory_by_moment(config, model_config, prompt_length)
     return max(moments.values(), key=lambda parts: sum(parts.values()))

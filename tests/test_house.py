@@ -206,3 +206,34 @@ def test_no_file_names_a_folder_of_the_machine_it_was_written_on(suffix):
 def test_the_package_and_the_changelog_name_one_version():
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf8"), re.M)[1]
     assert Version(PROJECT["version"]).base_version == newest, "pyproject.toml and CHANGELOG.md name two versions"
+
+
+SAYS_HOW = re.compile(
+    r"\b(higher|lower|highest|lowest|more|most|less|least|fewer|larger|smaller|further|nearer|rises?|falls?|climbs?|"
+    r"grows?|steep\w*|turns?|stays?|follows?|never|always|nothing|calm|wild|above|below|beyond|halves?|drifts?)\b", re.I
+)  # fmt: skip
+SAYS_LESS = {"04_advantages": ["at which words the true value"]}  # it asks, and the numbers in it are computed
+
+
+def captions_of(source: str) -> list[str]:
+    """What a cell writes below its figures, without the numbers that it fills in."""
+    named = [k.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) for k in node.keywords
+             if k.arg == "caption"]  # fmt: skip
+    texts = [[n.value for n in ast.walk(value) if isinstance(n, ast.Constant)] for value in named]
+    return [" ".join(part for part in text if isinstance(part, str)) for text in texts]
+
+
+@pytest.mark.parametrize("chapter", sorted((ROOT / "chapters").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_caption_that_says_how_it_came_out_has_a_check_beside_it(chapter):
+    """In its own cell, the one before or the two after: an `assert`, or an `expect` where runs differ."""
+    sources = [cell.source for cell in cells.code(cells.read(chapter))]
+    for place, source in enumerate(sources):
+        beside = "\n".join(sources[max(0, place - 1) : place + 3])
+        for caption in captions_of(source):
+            excused = any(words in caption for words in SAYS_LESS.get(chapter.stem, []))
+            checked = re.search(r"^\s*(assert |expect\()", beside, re.M)
+            assert checked or excused or not SAYS_HOW.search(caption), f"nothing checks {caption!r}"
+
+
+def test_captions_are_found():
+    assert captions_of('lines(x, caption=f"It rises to {y:.2f}, " "then falls.")') == ["It rises to  , then falls. .2f"]

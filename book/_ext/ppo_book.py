@@ -4,7 +4,7 @@
 - `` {src}`ppo_lib/losses.py#policy_loss` `` links to a file of the repository, at the line where a name is defined;
   a file or name that does not exist is a warning, and so fails the build.
 - `` {stored}`smollm2_vader/seed0/run.json#heldout_after.mean_score|.2f` `` writes a number of a stored result, so that
-  prose cannot differ from it; a number that is not there fails the build in the same way.
+  prose cannot differ from it; a number that is not there fails the build in the same way. In a table write `\\|`.
 - The directive `{stored-table} sample_efficiency/summary.json#tasks` makes a table of a stored result, a line for each
   column: ``heading | `{arms.ppo.until.90.tokens:,d}` tokens``.
 - The directive `{figure-from} ppo_lib.gallery.figure no_kl` shows in a Markdown page the Plotly figure, or the widget,

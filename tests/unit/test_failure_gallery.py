@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import re
+from statistics import fmean
 
 import pytest
 
@@ -95,11 +96,55 @@ def test_figures_have_both_kinds_of_runs_and_texts():
         figure = gallery.figure(name)
         names = [trace.name for trace in figure.data]
         assert names.count("healthy") == names.count("with the fault") == 2 * len(fault.panels), name
-        assert fault.see in figure.layout.meta["caption"] and fault.title in figure.layout.meta["alt"]
+        assert fault.see in figure.layout.meta["caption"] and "`" not in figure.layout.meta["alt"]
+        assert fault.title.replace("`", "") in figure.layout.meta["alt"]
     with pytest.raises(ValueError, match="no fault 'nothing' in the gallery; there are .*kl_sign"):
         gallery.figure("nothing")
     titles = [fault.title.replace("`", "") for fault in gallery.FAULTS.values()]
     assert gallery.chooser().controls[0]["texts"] == titles
+
+
+def test_what_captions_and_page_say_beyond_the_signs():
+    """Sentences about the runs that no bound of a sign bears."""
+
+    def of(name, metric):
+        return [[row[metric] for row in run] for run in gallery.runs(name)]
+
+    def late(values):
+        return fmean(values[-5:])
+
+    usual = {metric: of("healthy", metric) for metric in (gallery.APPROX, gallery.ENTROPY, gallery.VALUE)}
+    longest_step = max(map(max, usual[gallery.APPROX]))
+    start = max(step[0] for step in usual[gallery.APPROX])
+    assert all(step[0] > 100 * start for step in of("learning_rate_high", gallery.APPROX)), "hundreds of times too far"
+    assert all(step[0] > longest_step for step in of("no_clip", gallery.APPROX)), "the first already goes further"
+    assert all(max(step) > 50 * longest_step for step in of("no_clip", gallery.APPROX)), "later ones far further"
+    assert all(max(step) > 10 * longest_step for step in of("temperature_low", gallery.APPROX)), "more than ten times"
+    for name, part in (("temperature_low", 1 / 4), ("batch_small", 1 / 2)):
+        for entropy in of(name, gallery.ENTROPY):
+            healthy = [run[int(part * len(run)) - 1] for run in usual[gallery.ENTROPY]]
+            assert entropy[int(part * len(entropy)) - 1] < 0.75 * min(healthy), f"{name}: entropy falls early"
+    stuck = [run for run in gallery.runs("batch_small") if len({row[gallery.SCORE] for row in run[-5:]}) == 1]
+    assert len(stuck) == 1 and stuck[0][-1][gallery.ENTROPY] < 0.05 and stuck[0][-1][gallery.SCORE] < 0
+    ended = sorted(late(values) / 32 for values in of("too_short", gallery.ENDED))
+    assert ended[0] < 0.5 < 0.9 < ended[1], "one of the two runs learns to end early"
+    assert all(late(loss) > fmean(loss[:5]) for loss in of("critic_frozen", gallery.VALUE)), "instead of falling"
+    assert all(late(loss) < fmean(loss[:5]) / 2 for loss in usual[gallery.VALUE]), "as the healthy one does"
+    assert not any(map(any, of("critic_frozen", "val/explained_variance"))), "never leaves 0"
+    least = min(map(fmean, usual[gallery.VALUE]))
+    assert all(fmean(loss) < least / 4 for loss in of("score_on_padding", gallery.VALUE)), "far below the healthy one"
+    assert all(fmean(loss) > 1000 * least for loss in of("reward_scale", gallery.VALUE)), "thousands of times"
+    penalties, spreads = (of("kl_coef_high", f"objective/{name}") for name in ("non_score_reward", "scores_std"))
+    assert all(-late(p) > late(s) for p, s in zip(penalties, spreads, strict=True)), "larger than the score's spread"
+    judged = [[x for x in values if not math.isnan(x)] for values in of("no_kl", gallery.GOLD)]
+    assert all(values[-1] < values[0] - 1 for values in judged), "the judge's score falls"
+    healthy = max(map(late, of("healthy_proxy", gallery.SCORE)))
+    assert all(late(score) > healthy for score in of("no_kl", gallery.SCORE)), "what is trained on rises above"
+    assert all(late(score) > score[0] + 1 for score in of("reference_moves", gallery.SCORE)), "while the policy learns"
+    assert all(min(score[:10]) < -2.9 for score in of("loss_sign", gallery.SCORE)), "to the worst there is, which is −3"
+    assert any(late(score) < max(score) - 1 for score in of("kl_sign", gallery.SCORE)), "may fall after a while"
+    for entropy in of("mean_over_padding", gallery.ENTROPY):
+        assert entropy[0] < 0.75 * min(run[0] for run in usual[gallery.ENTROPY]), "an entropy that is too small"
 
 
 def test_the_page_shows_every_fault_under_its_title():

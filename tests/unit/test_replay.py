@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ppo_lib.checkpoint import load_checkpoint, save_checkpoint
-from ppo_lib.replay import ReplayBuffer
+from ppo_lib.replay import ReplayBuffer, kept_for_scores, most_held
 from tests.unit.tiny import byte_tokenizer, hand_rollout
 
 TOKENIZER = byte_tokenizer()
@@ -93,6 +93,24 @@ def test_a_response_expires_when_it_is_older_than_the_threshold():
     replay.expire(5)
     assert len(replay) == 0, "a response is kept beyond `staleness_threshold`"
     assert replay.counts["expired"] == 2, "responses that expired are not counted"
+
+
+@pytest.mark.parametrize("keep_best", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize(("rows", "staleness", "capacity"), [(4, 3, 99), (4, 3, 16), (4, 3, 15), (1, 1, 2), (8, 9, 80)])
+@pytest.mark.parametrize("drawn", [0, 6])
+def test_the_most_that_is_ever_held(rows, staleness, capacity, keep_best, drawn):
+    """Never more than the formula says, and as many where nothing is used up and the best are the oldest."""
+    limits = {"staleness_threshold": staleness, "keep_best": keep_best, "max_reuse": 2 if drawn else 10**9}
+    replay, held = buffer(capacity, **limits), []
+    for version in range(1, 4 * capacity // rows + 2 * staleness):
+        replay.expire(version)
+        replay.sample(drawn, version, generator(version))
+        replay.add(scored(*[-version] * rows), version)  # scores fall: what is kept for its score is old
+        held.append(len(replay))
+    most = most_held(rows, staleness, capacity, keep_best)
+    assert max(held) <= most, "the buffer holds more than the pages, the plan of a run and chapter 11 say"
+    assert drawn or max(held) == most, "so many are never held"
+    assert len(replay.best()) <= kept_for_scores(capacity, keep_best)
 
 
 def test_high_scores_are_kept():

@@ -11,6 +11,7 @@ from ppo_lib import stored, worlds
 from ppo_lib.config import PPOConfigV1, ReplayConfig
 from ppo_lib.efficiency import cost_until, ratio_interval
 from ppo_lib.ppo_v2 import PPOTrainerWithReplay
+from ppo_lib.replay import most_held
 from tests.unit.test_trainer import vowels
 from tests.unit.tiny import PROMPTS, byte_tokenizer, likely_eos, tiny_policy
 
@@ -59,6 +60,14 @@ def test_a_number_that_is_not_there_is_a_warning(ppo_book, text):
 def test_a_number_that_is_there_is_plain_text(ppo_book):
     shown, messages = ppo_book.StoredRole()("stored", "", f"{RUN}/run.json#heldout_watched.0.update", 7, Mock())
     assert ([node.astext() for node in shown], messages) == (["10"], [])
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_bar_within_a_role_does_not_end_a_cell(name):
+    """In a row of a table the bar before a format is written with a backslash."""
+    rows = [line for line in PAGES[name].split("\n") if line.startswith("|")]
+    cut = [role for row in rows for role in re.findall(r"\{[a-z-]+\}`[^`]*`", row) if re.search(r"(?<!\\)\|", role)]
+    assert not cut, cut
 
 
 def table(ppo_book, what, options, content):
@@ -315,6 +324,10 @@ def test_sizes_that_the_guides_name():
     sizes = {name: ReplayConfig.preset(name) for name in ("8gb", "16gb", "32gb")}
     of = {n: (c.replay_buffer_size, c.replay_sample_size, c.rollout_size) for n, c in sizes.items()}
     assert of["32gb"] == (2000, 64, 32) and of["16gb"] == (1000, 32, 8) and not sizes["8gb"].use_replay_buffer
+    for name, config in sizes.items():
+        most = most_held(config.rollout_size, config.staleness_threshold, config.replay_buffer_size)
+        said = f"room for {config.replay_buffer_size:,}, of which at most {most} are ever held"
+        assert name == "8gb" or said in PAGES["decision_guide"], said
 
 
 def test_what_the_log_of_changes_says():
