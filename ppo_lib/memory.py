@@ -57,7 +57,7 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> 
 
     Raises:
         ImportError: the package peft is not installed.
-        ValueError: the model has adapters already.
+        ValueError: the model has adapters already, or peft cannot give it any.
     """
     try:
         from peft import LoraConfig
@@ -65,9 +65,17 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> 
         raise ImportError("`lora_rank` needs the package peft: pip install peft") from error
     if has_adapters(model):
         raise ValueError("the model already has adapters, of an earlier trainer say: load it again, or merge them")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear"))
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    own = [name for name, layer in layers if type(layer).forward is not nn.Linear.forward]  # routers, say
+    targets = dict(target_modules="all-linear", exclude_modules=own or None)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, **targets))
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        raise ValueError(
+            f"`lora_rank`: peft puts no adapters into {type(model).__name__} ({error}): set lora_rank=None"
+        ) from error
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -224,6 +232,7 @@ def forward_size(config: PPOConfigV1, policy: PreTrainedModel, length: int) -> i
     text = policy.config.get_text_config()
     width, layers = text.hidden_size, text.num_hidden_layers
     inner = getattr(text, "intermediate_size", None) or 4 * width
+    inner = max(inner) if isinstance(inner, list) else inner  # Gemma 3n has one for each layer
     whole = 3 * vocabulary_size(policy)
     each = 4 * length * (2 * layers * width + 2 * inner + 6 * width + (0 if config.logits_chunk else whole))
     return max(1, (FORWARD_BYTES - 4 * (config.logits_chunk or 0) * whole) // each)

@@ -284,9 +284,10 @@ def check_causal_decoder(policy: PreTrainedModel) -> None:
     if policy.get_output_embeddings() is None or getattr(policy, "generation_config", None) is None:
         also = "; a classifier can be the `reward`" if hasattr(policy, "num_labels") else ""
         raise ValueError(f"{name} has no head that gives a logit to each next token: {instead}{also}")
-    tokens = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=policy.device) % vocabulary_size(policy)
     try:
-        output = policy(**model_inputs(policy, tokens, torch.ones_like(tokens)), use_cache=True)
+        tokens = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=policy.device) % vocabulary_size(policy)
+        mask = torch.ones_like(tokens)
+        output = policy(**model_inputs(policy, tokens, mask), use_cache=True)
     except Exception as error:
         raise ValueError(f"{name} cannot read a text of four tokens ({error!r}): {instead}") from error
     first, second = output.logits[:, :-1].float()
@@ -294,8 +295,17 @@ def check_causal_decoder(policy: PreTrainedModel) -> None:
         raise ValueError(f"the logits of {name} depend on tokens that come later, as an encoder's do: {instead}")
     if not takes(policy, "past_key_values") or not hasattr(output.get("past_key_values"), "reorder_cache"):
         raise ValueError(f"{name} keeps no key-value cache, which sampling needs: {instead}")
-    if trunk_of(policy) is None:
-        raise ValueError(f"{name} has no trunk below its head, of which a critic could be made: {instead}")
+    try:  # to go on with the second text alone, as sampling does when others have ended
+        output.past_key_values.reorder_cache(torch.tensor([1], device=policy.device))
+        inputs = model_inputs(policy, tokens[1:, :1], torch.cat([mask[1:], mask[1:, :1]], dim=1))
+        policy(**inputs, past_key_values=output.past_key_values, use_cache=True)
+    except Exception as error:
+        raise ValueError(f"{name} cannot go on from its cache with some of its texts ({error!r}): {instead}") from error
+    try:
+        vocabulary_size(trunk_of(policy))
+    except (AttributeError, NotImplementedError) as error:
+        message = f"{name} has no trunk with embeddings below its head, of which a critic could be made: {instead}"
+        raise ValueError(message) from error
 
 
 def prepare_policy(policy: PreTrainedModel) -> None:
