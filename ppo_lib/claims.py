@@ -65,5 +65,6 @@ def path_length(model: nn.Module, length: int) -> int:
     """Operations on the longest path from a token of a text of `length` tokens to a logit of a decoder."""
     config = model.config.get_text_config()
     width, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    inner = max(inner) if isinstance(inner, list) else inner
     # a layer: two norms, queries or values, scores, weighted sum, output, in and out of the inner layer
     return config.num_hidden_layers * (7 * width + inner + 2 * length) + 2 * width

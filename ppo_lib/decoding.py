@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM
 from transformers.models.llama import modeling_llama as llama
@@ -90,7 +91,9 @@ class LlamaDecoder(Decoder):
         if {type(part) for part in parts} != set(kinds) or len(layers) != config.num_hidden_layers:
             return False
         return (
-            all(is_untouched(module) for module in policy.modules())
+            not _has_any_global_hook()
+            and all(kind.forward.__module__ == kind.__module__ for kind in (type(policy), *PARTS[type(policy)]))
+            and all(is_untouched(module) for module in policy.modules())
             and config._attn_implementation in ATTENTION
             and all(layer.self_attn.scaling == layer.self_attn.head_dim**-0.5 for layer in layers)
             and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
@@ -134,7 +137,7 @@ class LlamaStep:
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = (len(layers), rows, config.num_key_value_heads, places, self.head_dim)
         self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-        cos, sin = policy.model.rotary_emb(self.embed.weight[:1].float(), torch.arange(places, device=device)[None])
+        cos, sin = policy.model.rotary_emb(torch.zeros(1, device=device), torch.arange(places, device=device)[None])
         first_half = torch.arange(self.head_dim, device=device) < self.head_dim // 2
         self.cos, self.sin = cos[0], torch.where(first_half, -sin[0], sin[0])  # [L, d], signs as after `roll`
         self.hidden = self.keys.new_zeros(rows, config.num_key_value_heads, 1, places)  # added to scores: −∞ on padding

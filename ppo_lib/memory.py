@@ -49,6 +49,17 @@ def checkpoint_activations(model: nn.Module) -> None:
             layer.forward = functools.partial(recomputed, layer.forward)
 
 
+@torch.no_grad()
+def is_product_of_rows(layer: nn.Linear) -> bool:
+    """Whether `layer` gives x Wᵀ + b, and no more: a router may be a linear layer that answers with its choice."""
+    rows = torch.ones(2, layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device)
+    try:
+        output = layer(rows)
+    except Exception:
+        return False
+    return isinstance(output, Tensor) and torch.allclose(output, nn.functional.linear(rows, layer.weight, layer.bias))
+
+
 def add_adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> None:
     """Freeze `model` and put trainable low-rank adapters beside its linear layers (LoRA, Hu et al. 2021).
 
@@ -56,7 +67,7 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> 
 
     Raises:
         ImportError: the package peft is not installed.
-        ValueError: the model has adapters already.
+        ValueError: the model has adapters already, or peft cannot give it any.
     """
     try:
         from peft import LoraConfig
@@ -64,9 +75,17 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> 
         raise ImportError("`lora_rank` needs the package peft: pip install peft") from error
     if has_adapters(model):
         raise ValueError("the model already has adapters, of an earlier trainer say: load it again, or merge them")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear"))
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    own = [name for name, layer in layers if not is_product_of_rows(layer)]
+    targets = dict(target_modules="all-linear", exclude_modules=own or None)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, **targets))
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        raise ValueError(
+            f"`lora_rank`: peft puts no adapters into {type(model).__name__} ({error}): set lora_rank=None"
+        ) from error
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -119,12 +138,15 @@ def rehearse_saving(model: PreTrainedModel, folder: str | Path | None) -> None:
             without = few_logits(model)
         with as_if_trained(model):
             trained = few_logits(model)
-            again = few_logits(written_and_read(merged(model), folder))
-        effect, missed = (trained - without).norm(), (again - trained).norm()
+            plain = merged(model)
+            off = [few_logits(network) - trained for network in (plain, written_and_read(plain, folder))]
+        effect, (unmerged, unsaved) = (trained - without).norm(), (each.norm() for each in off)
     except Exception as error:
         name = type(model).__name__
         raise ValueError(f"`lora_rank`: the adapters of {name} could not be saved merged: {error!r}") from error
-    if missed > 0.5 * effect:  # rounding of half-precision weights is part of it; a merge that does nothing misses all
+    rounded = any(torch.finfo(parameter.dtype).bits < 32 for parameter in model.parameters())
+    # Rounding of half-precision weights is part of what is missed; a merge that does nothing misses all.
+    if unmerged > (0.5 if rounded else 0.01) * effect or unsaved > 0.5 * effect:
         raise ValueError(
             f"`lora_rank`: {type(model).__name__} does something else once its adapters are merged, so what is learned "
             "could not be saved: set lora_rank=None"
@@ -223,6 +245,7 @@ def forward_size(config: PPOConfigV1, model_config: PretrainedConfig, length: in
     text = model_config.get_text_config()
     width, layers = text.hidden_size, text.num_hidden_layers
     inner = getattr(text, "intermediate_size", None) or 4 * width
+    inner = max(inner) if isinstance(inner, list) else inner  # Gemma 3n has one for each layer
     whole = 3 * text.vocab_size
     each = 4 * length * (2 * layers * width + 2 * inner + 6 * width + (0 if config.logits_chunk else whole))
     return max(1, (FORWARD_BYTES - 4 * (config.logits_chunk or 0) * whole) // each)

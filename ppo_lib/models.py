@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import find_adapter_config_file, is_peft_available
 
 from ppo_lib.terminal import no_foreign_bars
 
@@ -111,6 +112,21 @@ class HeadOnTrunk(Critic):
         return self.value_head(states.to(self.value_head.weight.dtype)).squeeze(-1).float()
 
 
+def read_policy(name: str) -> PreTrainedModel:
+    """The model in a folder or of an id; one of adapters by peft, for transformers leaves out DoRA's and whole layers.
+
+    Raises:
+        OSError, ValueError: it cannot be read.
+    """
+    if not is_peft_available() or find_adapter_config_file(name) is None:
+        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    from peft import AutoPeftModelForCausalLM
+
+    policy = AutoPeftModelForCausalLM.from_pretrained(name, dtype=torch.float32).get_base_model()
+    policy.name_or_path = name
+    return policy
+
+
 @no_foreign_bars()
 def load_policy(
     name: str, tokenizer: PreTrainedTokenizerBase | None = None
@@ -121,7 +137,7 @@ def load_policy(
         ValueError: nothing by that name can be loaded, or it is damaged, or it has no tokenizer.
     """
     try:
-        policy = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+        policy = read_policy(name)
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"`model`={name!r} cannot be loaded: it is no embedded world, no folder with a whole saved model, "
@@ -156,12 +172,16 @@ def load_critic(folder: str) -> Critic | None:
 
 def has_adapters(model: nn.Module) -> bool:
     """Whether any layer of `model` is one of peft's, around another."""
-    return any(hasattr(module, "base_layer") and hasattr(module, "merge") for module in model.modules())
+    return any(
+        (hasattr(module, "base_layer") and hasattr(module, "merge")) or hasattr(module, "original_module")
+        for module in model.modules()
+    )
 
 
 def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
     """Add the adapters of `model` into its weights, all of which are trained then: it is a plain model again."""
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
 
     done = ()
     for name, module in list(model.named_modules()):
@@ -170,6 +190,10 @@ def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
                 module.merge()
                 module = module.base_layer
             model.set_submodule(name, module)
+            done += (f"{name}.",)
+        elif isinstance(module, AuxiliaryTrainingWrapper) and not name.startswith(done):  # a whole layer of its own
+            layer = module.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+            model.set_submodule(name, layer)
             done += (f"{name}.",)
     model._hf_peft_config_loaded = False  # or save_pretrained would look for adapters to save
     names = [str(conversion) for conversion in getattr(model, "_weight_conversions", None) or ()]
@@ -260,7 +284,7 @@ def allowed_inexactness(model: PreTrainedModel) -> float:
 
 def vocabulary_size(model: PreTrainedModel) -> int:
     """Rows of the input embedding, V."""
-    return model.get_input_embeddings().num_embeddings
+    return model.get_input_embeddings().weight.shape[0]
 
 
 def context_length(model: PreTrainedModel) -> float:
@@ -285,9 +309,10 @@ def check_causal_decoder(policy: PreTrainedModel) -> None:
     if policy.get_output_embeddings() is None or getattr(policy, "generation_config", None) is None:
         also = "; a classifier can be the `reward`" if hasattr(policy, "num_labels") else ""
         raise ValueError(f"{name} has no head that gives a logit to each next token: {instead}{also}")
-    tokens = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=policy.device) % vocabulary_size(policy)
     try:
-        output = policy(**model_inputs(policy, tokens, torch.ones_like(tokens)), use_cache=True)
+        tokens = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=policy.device) % vocabulary_size(policy)
+        mask = torch.ones_like(tokens)
+        output = policy(**model_inputs(policy, tokens, mask), use_cache=True)
     except Exception as error:
         raise ValueError(f"{name} cannot read a text of four tokens ({error!r}): {instead}") from error
     first, second = output.logits[:, :-1].float()
@@ -295,8 +320,34 @@ def check_causal_decoder(policy: PreTrainedModel) -> None:
         raise ValueError(f"the logits of {name} depend on tokens that come later, as an encoder's do: {instead}")
     if not takes(policy, "past_key_values") or not hasattr(output.get("past_key_values"), "reorder_cache"):
         raise ValueError(f"{name} keeps no key-value cache, which sampling needs: {instead}")
-    if trunk_of(policy) is None:
-        raise ValueError(f"{name} has no trunk below its head, of which a critic could be made: {instead}")
+    try:  # to go on with the second text alone, as sampling does when others have ended
+        output.past_key_values.reorder_cache(torch.tensor([1], device=policy.device))
+        inputs = model_inputs(policy, tokens[1:, :1], torch.cat([mask[1:], mask[1:, :1]], dim=1))
+        policy(**inputs, past_key_values=output.past_key_values, use_cache=True)
+    except Exception as error:
+        raise ValueError(f"{name} cannot go on from its cache with some of its texts ({error!r}): {instead}") from error
+    try:
+        vocabulary_size(trunk_of(policy))
+    except (AttributeError, NotImplementedError) as error:
+        message = f"{name} has no trunk with embeddings below its head, of which a critic could be made: {instead}"
+        raise ValueError(message) from error
+
+
+def check_names(policy: PreTrainedModel) -> None:
+    """Raise ValueError where a model read again would have weights that `policy` has not, which would be random."""
+    try:
+        with torch.device("meta"):
+            plain = type(policy)(copy.deepcopy(policy.config)).state_dict()
+    except Exception:  # a class of one's own may be made in another way
+        return
+    mine = policy.state_dict()
+    other = [name for name, weight in plain.items() if name not in mine or mine[name].shape != weight.shape]
+    if other:
+        raise ValueError(
+            f"the policy's weights are not those that its configuration names, so that they would not be read again: "
+            f"{', '.join(other[:3])}{' …' if len(other) > 3 else ''}. Change `model.config` with the layers, undo "
+            "parametrizations (torch.nn.utils.parametrize.remove_parametrizations), and merge what peft wraps"
+        )
 
 
 def prepare_policy(policy: PreTrainedModel) -> None:
@@ -307,15 +358,20 @@ def prepare_policy(policy: PreTrainedModel) -> None:
     """
     check_causal_decoder(policy.eval())
     if has_adapters(policy):
+        refusal = "the policy's adapters cannot be merged into its weights: pass a model without adapters"
         before = few_logits(policy)
-        after = few_logits(written_and_read(merge_adapters(policy)))
+        try:
+            after = few_logits(written_and_read(merge_adapters(policy)))
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            raise ValueError(f"{refusal} ({error})") from error
         if not torch.allclose(before, after, rtol=1e-2, atol=1e-2 * before.abs().max().item()):
-            raise ValueError("the policy's adapters cannot be merged into its weights: pass a model without adapters")
+            raise ValueError(refusal)
         warnings.warn(
             "the policy brought adapters: they are merged into its weights, all of which are trained now (new "
             "adapters are added with v1's `lora_rank`)",
             stacklevel=3,
         )
+    check_names(policy)
     if policy.dtype in (torch.float16, torch.bfloat16):
         raise ValueError(f"the policy's weights are {policy.dtype}, which lose small updates: pass model.float()")
     if not any(parameter.requires_grad for parameter in policy.parameters()):
