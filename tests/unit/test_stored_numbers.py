@@ -292,6 +292,20 @@ def test_the_gain_on_reviews_is_within_luck():
     assert all(intervals[name][1] < 1 < intervals[name][2] for name in CONTROLS), intervals
 
 
+def test_the_gain_on_reviews_is_gone_in_other_orders():
+    found = stored.load("replay_orders/summary.json")
+    first, *others = (row["against_ppo"] for row in found["orders"].values())
+    assert first == against("dense", "ppo") and len(others) == 2 and found["runs"] == 30 and found["collapsed"] == 1
+    assert all(low < 1 < high and ratio < 1 for ratio, low, high in others), "another order shows a gain: say so"
+    ratio, low, high = found["against_ppo"]
+    assert low < 1 < high, "the question is no longer open: say so"
+    log = (toc.ROOT / "CHANGELOG.md").read_text("utf8")
+    assert f"it is {ratio:.2f}, {low:.2f} to {high:.2f}" in log
+    arm, settings = stored.load("replay_orders/curves.csv"), stored.load(f"{EFFICIENCY}/frozen.json")["settings"]
+    assert {row["arm"] for row in arm} == {"order 1", "order 2"} and len({row["seed"] for row in arm}) == 10
+    assert settings["dense"]["replay"]["replay_sample_size"] == 96, "not all that are ready are replayed"
+
+
 def test_sentences_about_v2_in_words():
     arms = {task: arms_of(task) for task in ("dense", "sparse", "sums", "proxy")}
     assert 7 < arms["sparse"]["replay"]["total_reuse"] < 8, "trained on more than seven times"
