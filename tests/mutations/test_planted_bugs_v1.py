@@ -3,7 +3,6 @@
 import pytest
 
 from ppo_lib import checkpoint, evaluation, memory, models, ppo_v1, resume
-from ppo_lib import rollout as rollouts
 from ppo_lib.ppo_v1 import PPOTrainer
 from ppo_lib.schedules import Schedule
 from ppo_lib.trackers import JSONLines
@@ -11,6 +10,7 @@ from tests.mutations.test_planted_bugs import Bug, assert_caught_and_named, asse
 from tests.unit import (
     test_accumulation,
     test_checkpoint,
+    test_exact,
     test_memory,
     test_resume,
     test_schedules,
@@ -34,7 +34,8 @@ BUGS = [
     Bug("gradients never zeroed between steps", PPOTrainer.accumulate, "self.optimizer.zero_grad(set_to_none=True)",
         "pass",
         test_accumulation.test_each_step_starts_from_no_gradient, "gradients of earlier steps pile up"),
-    Bug("random numbers lost when memory runs out", rollouts.draw_uniforms, "generator.set_state(state)", "pass",
+    Bug("random numbers lost when memory runs out", PPOTrainer.respond, "uniforms[:, rows]",
+        "torch.rand(tokens, len(prompts[rows]), 1, generator=generator, dtype=torch.float64)",
         test_accumulation.test_sampling_that_does_not_fit_starts_again_from_the_same_random_numbers,
         "drawn before memory ran out are lost"),
     Bug("adapters on for the reference", PPOTrainer.reference_logprobs,
@@ -44,7 +45,7 @@ BUGS = [
     Bug("adapters off for good", memory.adapters_off, "model.enable_adapters()", "pass",
         test_memory.test_adapters_come_back_after_an_error, "an error leaves the adapters off"),
     Bug("adapters not merged when saved", models.merge_adapters, "module.merge()", "pass",
-        test_memory.test_weights_saved_by_v1_load_in_v0_and_train_on, "what the adapters learned is lost"),
+        test_exact.test_adapters_of_the_policy_are_kept_or_refused, "LoRA by name: the policy's adapters cannot"),
     Bug("response logits one short", memory.response_logits_only, "rollout.response_ids.shape[1] + 1",
         "rollout.response_ids.shape[1]",
         test_memory.test_response_logits_only_gives_the_same_numbers, "drops or adds a token"),
