@@ -2,12 +2,12 @@
 
 import pytest
 
-from ppo_lib import decoding, memory, models, rollout
+from ppo_lib import decoding, memory, models, ppo, rewards, rollout
 from ppo_lib.decoding import Decoder, LlamaDecoder, LlamaStep
 from ppo_lib.graphs import CopiedLayer, GraphDecoder, Recorded, RecordedStep
 from ppo_lib.ppo_v1 import PPOTrainer
 from tests.mutations.test_planted_bugs import Bug, assert_caught_and_named, assert_no_shared_message
-from tests.unit import test_decoding, test_speed_settings
+from tests.unit import test_decoding, test_exact, test_speed_settings
 
 STEP = test_decoding.test_each_step_equals_a_whole_pass
 SHARED = test_decoding.test_equal_prompts_may_be_shared_and_texts_may_leave
@@ -34,9 +34,55 @@ BUGS = [
         LEAVING, "a response depends on when the others finish"),
     Bug("a text that left counts as cut off", rollout.sample, "ended = torch.ones(", "ended = torch.zeros(",
         LEAVING, "`ended` is lost for texts that left"),
-    Bug("another family's sums", LlamaDecoder.fits, '("dynamic", "longrope")', "()",
-        test_decoding.test_models_that_attend_or_count_otherwise_take_the_plain_decoder,
-        "is decoded by sums that are not its own"),
+    Bug("another family's sums", LlamaDecoder.fits, '!= set(kinds)', "is None",
+        test_exact.test_another_layer_acts_in_sampling, "other_mlp acts in training"),
+    # what was done to the model
+    Bug("hooks looked for nowhere", decoding.is_untouched, "return False", "return True",
+        test_exact.test_a_hook_on_any_module_acts_in_sampling, "a hook on the policy acts in training"),
+    Bug("forward functions of instances passed over", decoding.is_untouched, "return forward is None", "return True",
+        test_exact.test_another_layer_acts_in_sampling, "patched_forward acts in training"),
+    Bug("hooks on all modules passed over", LlamaDecoder.fits, "not _has_any_global_hook()", "True",
+        test_exact.test_a_hook_on_all_modules_acts_in_sampling, "a hook on all modules acts in training"),
+    Bug("patched classes passed over", LlamaDecoder.fits, "kind.forward.__module__ == kind.__module__", "True",
+        test_exact.test_a_patched_class_acts_in_sampling, "a patched class acts in training"),
+    Bug("scores scaled by habit", LlamaDecoder.fits, "layer.self_attn.scaling == layer.self_attn.head_dim**-0.5",
+        "True",
+        test_exact.test_another_layer_acts_in_sampling, "other_scaling acts in training"),
+    Bug("attention of one's own taken on", LlamaDecoder.fits, "config._attn_implementation in ATTENTION", "True",
+        test_exact.test_another_layer_acts_in_sampling, "own_attention acts in training"),
+    Bug("the sampler compared with nothing", ppo.PPOTrainer.rehearse, "prompts.append(prompts[0])", "return",
+        test_exact.test_patched_arithmetic_is_noticed_before_the_first_update, "are sampled from, unsaid"),
+    Bug("weights that are not there not missed", models.check_names, "if other:", "if False:",
+        test_exact.test_weights_that_would_not_be_read_again_are_refused, "comes back with random weights in it"),
+    Bug("states behind the trunk not looked at", memory.check_head, "*((state, states) for state in seen)", "",
+        test_exact.test_caps_and_scales_of_logits_are_refused_where_the_head_alone_is_asked,
+        "what minicpm3 does behind its head is lost"),
+    Bug("rotations as they come", models.settle_positions, "if longest > switch:", "if False:",
+        test_exact.test_longrope_keeps_one_set_of_factors, "long factors are taken unsaid"),
+    Bug("rotations that switch all the same", models.settle_positions,
+        'module.rope_type = "longrope, long factors"', "pass",
+        test_exact.test_longrope_keeps_one_set_of_factors, "rotations differ between sampling and a minibatch"),
+    Bug("whole layers of adapters left out", models.merge_adapters,
+        "isinstance(module, AuxiliaryTrainingWrapper)", "False",
+        test_exact.test_adapters_of_the_policy_are_kept_or_refused, "whole head by name: "),
+    Bug("an adapters' folder read in part", models.read_policy, "find_adapter_config_file(name) is None", "True",
+        test_exact.test_adapters_of_the_policy_are_kept_or_refused, "DoRA by name: the policy begins"),
+    Bug("noise left in the adapters", memory.as_if_trained, "parameter.copy_(was)", "pass",
+        test_exact.test_as_if_trained_leaves_nothing_behind, "noise is left in "),
+    Bug("adapters tried as they begin", memory.as_if_trained, "0.1 * torch.randn", "0.0 * torch.randn",
+        test_exact.test_as_if_trained_leaves_nothing_behind, "adapters as if trained do nothing"),
+    Bug("saving not compared", memory.rehearse_saving, "unmerged > (", "False and (",
+        test_exact.test_a_merge_that_loses_something_is_refused_before_the_first_update,
+        "are found out after the run"),
+    Bug("the end of a text judged away", rewards.sequence_scores, '"left"', '"right"',
+        test_exact.test_a_reward_model_reads_up_to_its_real_context_and_keeps_the_end,
+        "loses its end, which is judged"),
+    Bug("padding's positions counted as context", models.context_length, "- module.padding_idx - 1", "",
+        test_exact.test_a_reward_model_reads_up_to_its_real_context_and_keeps_the_end, "has a context of 18"),
+    Bug("all prompts laid out at once", rollout.prompt_lengths,
+        "{prompt: int(encode_prompts(tokenizer, [prompt])[1].sum()) for prompt in set(prompts)}",
+        "dict(zip(prompts, encode_prompts(tokenizer, prompts)[1].sum(1).tolist()))",
+        test_exact.test_one_long_prompt_costs_only_itself, "tokens are laid out for one prompt"),
     # recorded steps
     Bug("weights copied once and for all", GraphDecoder.make_step, "self.recorded.read(self.policy)",
         "vars(self.recorded).get('once') or (self.recorded.read(self.policy), vars(self.recorded).update(once=1))",

@@ -10,6 +10,7 @@ from tests.mutations.test_planted_bugs import Bug, assert_caught_and_named, asse
 from tests.unit import (
     test_accumulation,
     test_checkpoint,
+    test_exact,
     test_memory,
     test_resume,
     test_schedules,
@@ -33,7 +34,8 @@ BUGS = [
     Bug("gradients never zeroed between steps", PPOTrainer.accumulate, "self.optimizer.zero_grad(set_to_none=True)",
         "pass",
         test_accumulation.test_each_step_starts_from_no_gradient, "gradients of earlier steps pile up"),
-    Bug("random numbers lost when memory runs out", PPOTrainer.respond, "uniforms=uniforms[:, rows]", "uniforms=None",
+    Bug("random numbers lost when memory runs out", PPOTrainer.respond, "uniforms[:, rows]",
+        "torch.rand(tokens, len(prompts[rows]), 1, generator=generator, dtype=torch.float64)",
         test_accumulation.test_sampling_that_does_not_fit_starts_again_from_the_same_random_numbers,
         "drawn before memory ran out are lost"),
     Bug("adapters on for the reference", PPOTrainer.reference_logprobs,
