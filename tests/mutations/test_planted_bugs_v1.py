@@ -10,7 +10,6 @@ from tests.mutations.test_planted_bugs import Bug, assert_caught_and_named, asse
 from tests.unit import (
     test_accumulation,
     test_checkpoint,
-    test_exact,
     test_memory,
     test_resume,
     test_schedules,
