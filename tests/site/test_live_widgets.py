@@ -11,6 +11,7 @@ import urllib.request
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("live widgets")
 CELLS = [
     """
 from ppo_lib import plots
