@@ -54,7 +54,7 @@ chapter: $(STAMP) ## execute one chapter: make chapter CH=03_rollouts
 
 test: lint book browser ## every test; builds the book first when it must
 	BOOK_BUILD=$(abspath $(BUILD)) PROFILE=$(PROFILE) OMP_NUM_THREADS=1 VARIANT= $(PY) -m pytest -n 2 --dist worksteal --ignore tests/site
-	BOOK_BUILD=$(abspath $(BUILD)) PROFILE=$(PROFILE) $(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder tests/site
+	BOOK_BUILD=$(abspath $(BUILD)) PROFILE=$(PROFILE) $(PY) -m pytest -n 2 --dist worksteal tests/site
 
 test-fast: $(STAMP) ## the tests that need neither chapters nor a browser
 	$(PY) -m pytest tests --ignore tests/notebooks --ignore tests/site --ignore tests/sturdy

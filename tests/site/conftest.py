@@ -17,20 +17,19 @@ from window import Window, assert_sound
 def pytest_generate_tests(metafunc):
     """`book_page` is every page of the book, `chapter_page` every chapter, `site_page` what the theme adds as well.
 
-    The tests of a page follow one another in one process, so that they share what `desktop` and `phone` open.
+    Their scope makes the tests of a page follow one another, so that they share what `desktop` and `phone` open.
     """
     pages = site_pages()
     chapters = [page for page in pages if page.startswith("chapters/")]
     kinds = {"site_page": [*pages, "index.html", "search.html"], "book_page": pages, "chapter_page": chapters}
     for name, values in kinds.items():
         if name in metafunc.fixturenames:
-            grouped = [pytest.param(page, marks=pytest.mark.xdist_group(page)) for page in values]
-            metafunc.parametrize(name, grouped, scope="session")
+            metafunc.parametrize(name, values, scope="session")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """The live notebook comes first: it waits for its kernel while another process looks at pages."""
+    """The live notebook comes first: its tests build on one another, and no process takes another's first tests."""
     items.sort(key=lambda item: item.path.stem != "test_live_widgets")
 
 

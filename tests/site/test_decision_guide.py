@@ -2,7 +2,6 @@
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("decision guide")
 PAGE = "book/decision_guide.html"
 ANSWERS = ["answer-learning", "answer-idea", "answer-plenty", "answer-scarce-large", "answer-scarce-small"]
 PATHS = {

@@ -11,7 +11,6 @@ import urllib.request
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("live widgets")
 CELLS = [
     """
 from ppo_lib import plots

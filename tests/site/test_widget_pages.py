@@ -18,7 +18,6 @@ from ppo_lib.explorer import ReplayExplorer
 from ppo_lib.widgets import FigureSlider, TokenMicroscope
 from window import Window
 
-pytestmark = pytest.mark.xdist_group("widget pages")
 NODE_MODULES = toc.ROOT / "node_modules"
 SCRIPTS = {
     "plotly.js": NODE_MODULES / "plotly.js-cartesian-dist-min/plotly-cartesian.min.js",
