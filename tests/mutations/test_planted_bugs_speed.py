@@ -126,6 +126,8 @@ BUGS = [
 ]
 
 
+# A planted bug may bring a warning of its own.
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("bug", BUGS, ids=[bug.name for bug in BUGS])
 def test_planted_bug_is_caught_and_named(bug):
     assert_caught_and_named(bug, [bug, *(other for other in BUGS if other.message != bug.message)])

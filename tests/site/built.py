@@ -22,6 +22,8 @@ def site_pages() -> list[str]:
 
 def set_theme(page: Page, theme: str) -> None:
     """Switch a page to the light or the dark theme, as its button does, and wait until the figures have followed."""
+    if page.evaluate("document.documentElement.dataset.theme") == theme:
+        return
     page.evaluate("theme => { document.documentElement.dataset.theme = theme; }", theme)
     drawn = "theme => [...document.querySelectorAll('figure.plotly-figure')].every((f) => f.dataset.drawn === theme)"
     page.wait_for_function(drawn, arg=theme, timeout=10_000)

@@ -2,29 +2,43 @@
 
 import gzip
 import threading
-from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
 import chromium
 from built import HTML, site_pages
+from window import Window, assert_sound
 
 
 def pytest_generate_tests(metafunc):
-    """`book_page` is every page of the book, `chapter_page` every chapter, `site_page` what the theme adds as well."""
+    """`book_page` is every page of the book, `chapter_page` every chapter, `site_page` what the theme adds as well.
+
+    Their scope makes the tests of a page follow one another, so that they share what `desktop` and `phone` open.
+    """
     pages = site_pages()
     chapters = [page for page in pages if page.startswith("chapters/")]
     kinds = {"site_page": [*pages, "index.html", "search.html"], "book_page": pages, "chapter_page": chapters}
     for name, values in kinds.items():
         if name in metafunc.fixturenames:
-            metafunc.parametrize(name, values)
+            metafunc.parametrize(name, values, scope="session")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """The live notebook comes first: its tests build on one another, and no process takes another's first tests."""
+    items.sort(key=lambda item: item.path.stem != "test_live_widgets")
 
 
 COMPRESSED = {".html", ".js", ".css", ".json", ".svg", ".ipynb", ".txt"}
+
+
+@cache
+def gzipped(path: Path) -> bytes:
+    return gzip.compress(path.read_bytes(), 6)
 
 
 class Gzipped(SimpleHTTPRequestHandler):
@@ -36,7 +50,7 @@ class Gzipped(SimpleHTTPRequestHandler):
         path = Path(self.translate_path(self.path))
         if path.suffix not in COMPRESSED or not path.is_file():
             return super().do_GET()
-        body = gzip.compress(path.read_bytes(), 6)
+        body = gzipped(path)
         self.send_response(200)
         self.send_header("Content-Type", self.guess_type(str(path)))
         self.send_header("Content-Encoding", "gzip")
@@ -68,57 +82,39 @@ def browser() -> Browser:
         browser.close()
 
 
-@dataclass
-class Visit:
-    """A page as loaded, with what went wrong on the way."""
+@pytest.fixture(scope="session")
+def windows(browser, bases):
+    """Windows by the name of who uses them; they are opened as they are first asked for."""
+    opened = {}
 
-    page: Page
-    errors: list[str] = field(default_factory=list)
-    elsewhere: list[str] = field(default_factory=list)
-    bytes: int = 0
+    def window(user: str, over: str = "http", **look) -> Window:
+        key = (user, over, *look.items())
+        if key not in opened:
+            opened[key] = Window(browser, bases[over], **look)
+        return opened[key]
+
+    yield window
+    for window in opened.values():
+        window.context.close()
 
 
-IDLE = """() => {
-  const figures = [...document.querySelectorAll('figure.plotly-figure')];
-  const views = [...document.querySelectorAll('script[type="application/vnd.jupyter.widget-view+json"]')];
-  const drawn = (view) => view.parentElement.querySelector('.jupyter-widgets, .widget-subarea *') !== null;
-  const mathDone = !document.querySelector('.math') || document.querySelector('mjx-container');
-  return figures.every((figure) => figure.dataset.drawn) && views.every(drawn) && mathDone;
-}"""
+@pytest.fixture(scope="session")
+def desktop(windows, site_page):
+    """A page in a wide window, over http, light at first. Nothing that its tests do may cause an error."""
+    seen = windows("desktop").open(site_page)
+    yield seen
+    assert_sound(seen, site_page)
+
+
+@pytest.fixture(scope="session")
+def phone(windows, site_page):
+    """A page on a dark phone, opened as a file. Nothing that its tests do may cause an error."""
+    seen = windows("phone", over="file", theme="dark", width=390).open(site_page)
+    yield seen
+    assert_sound(seen, site_page)
 
 
 @pytest.fixture
-def visit(browser, bases):
-    """Opens a page of the site in a fresh context and waits until its figures, widgets and formulas are there."""
-    contexts = []
-
-    def open_page(path: str, over: str = "http", theme: str = "light", width: int = 1280) -> Visit:
-        size = {"width": width, "height": 900}
-        context = browser.new_context(viewport=size, color_scheme=theme, reduced_motion="reduce")
-        contexts.append(context)
-        visit = Visit(context.new_page())
-
-        def on_request(request):
-            if not request.url.startswith((bases[over], "data:", "blob:")):
-                visit.elsewhere.append(request.url)
-
-        visit.page.on("request", on_request)
-        visit.page.on("requestfailed", lambda r: visit.errors.append(f"request failed: {r.url}"))
-        visit.page.on("console", lambda m: m.type == "error" and visit.errors.append(f"console: {m.text}"))
-        visit.page.on("pageerror", lambda error: visit.errors.append(f"exception: {error}"))
-        protocol = context.new_cdp_session(visit.page)
-        protocol.send("Network.enable")
-
-        def on_finished(event):
-            visit.bytes += event["encodedDataLength"]
-
-        protocol.on("Network.loadingFinished", on_finished)
-        visit.page.goto(bases[over] + path, wait_until="load")
-        visit.page.wait_for_url(lambda url: not url.endswith("/html/index.html") and url != bases[over] + "index.html")
-        visit.page.wait_for_function(IDLE, timeout=30_000)
-        visit.page.wait_for_timeout(300)
-        return visit
-
-    yield open_page
-    for context in contexts:
-        context.close()
+def visit(windows):
+    """Opens a page of the site for one test alone."""
+    return lambda path, **look: windows("visit", **look).open(path)

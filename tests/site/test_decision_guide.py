@@ -33,10 +33,15 @@ def said(page) -> str:
     return page.locator(".decision-guide [role=status]").inner_text()
 
 
+@pytest.fixture(scope="module")
+def guide(windows):
+    return windows("guide", over="file").open(PAGE)
+
+
 @pytest.mark.parametrize("path", PATHS, ids="-".join)
-def test_choices_leave_the_answers_that_are_possible(visit, path):
-    seen = visit(PAGE, over="file")
-    page = seen.page
+def test_choices_leave_the_answers_that_are_possible(guide, path):
+    """Each path begins where `Begin again` of the one before has led."""
+    page = guide.page
     assert_shown(page, ANSWERS, "before any choice all answers are there")
     assert said(page) == ""
     for choice in path:
@@ -48,7 +53,7 @@ def test_choices_leave_the_answers_that_are_possible(visit, path):
     page.get_by_role("button", name="Begin again").click()
     page.wait_for_function("() => document.querySelectorAll('.decision-guide fieldset[hidden]').length === 2")
     assert_shown(page, ANSWERS)
-    assert not seen.errors and not seen.elsewhere, [seen.errors, seen.elsewhere]
+    assert not guide.errors and not guide.elsewhere, [guide.errors, guide.elsewhere]
 
 
 def test_the_keyboard_is_enough(visit):

@@ -34,24 +34,24 @@ def changes_its_figure(page, slider) -> bool:
     return False
 
 
-def test_every_slider_changes_its_figure(visit, book_page):
-    seen = visit(book_page, over="file")
-    seen.page.evaluate("document.addEventListener('keydown', () => { window.keySeen = true; })")
-    for number, slider in enumerate(sliders(seen.page), 1):
+def test_every_slider_changes_its_figure(phone, site_page):
+    page = phone.page
+    page.evaluate("document.addEventListener('keydown', () => { window.keySeen = true; })")
+    for number, slider in enumerate(sliders(page), 1):
         name = slider.get_attribute("id") or slider.get_attribute("aria-label") or ""
-        assert seen.page.evaluate(NAMED, slider), f"{book_page}: slider {number} ({name}) has no label"
-        assert changes_its_figure(seen.page, slider), f"{book_page}: slider {number} ({name}) changes nothing"
+        assert page.evaluate(NAMED, slider), f"{site_page}: slider {number} ({name}) has no label"
+        assert changes_its_figure(page, slider), f"{site_page}: slider {number} ({name}) changes nothing"
         slider.press("ArrowRight")
         # An arrow key that reaches the page turns the leaf there, and moves the selected cell in a notebook.
-        assert not seen.page.evaluate("window.keySeen"), f"{book_page}: slider {number} ({name}) lets its keys through"
-    assert not seen.errors, f"{book_page}: moving its sliders caused {seen.errors}"
+        assert not page.evaluate("window.keySeen"), f"{site_page}: slider {number} ({name}) lets its keys through"
+    assert not phone.errors, f"{site_page}: moving its sliders caused {phone.errors}"
 
 
-def test_some_chapter_has_a_slider(visit):
+def test_some_chapter_has_a_slider(windows):
     from built import site_pages
 
     chapters = [page for page in site_pages() if page.startswith("chapters/")]
-    assert any(sliders(visit(page).page) for page in chapters), "no chapter has a slider on its page"
+    assert any(sliders(windows("visit").open(page).page) for page in chapters), "no chapter has a slider on its page"
 
 
 def test_a_dead_slider_is_noticed(browser):

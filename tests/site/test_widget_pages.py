@@ -1,5 +1,6 @@
 """The widgets on a page without a kernel: drawn, moved, read out, coloured for light and dark, fit for a phone."""
 
+import contextlib
 import itertools
 import json
 import re
@@ -9,12 +10,13 @@ from pathlib import Path
 import anywidget
 import pytest
 from ipywidgets.embed import dependency_state, embed_data
-from playwright.sync_api import expect
+from playwright.sync_api import TimeoutError, expect
 
 import toc
 from ppo_lib import plots
 from ppo_lib.explorer import ReplayExplorer
 from ppo_lib.widgets import FigureSlider, TokenMicroscope
+from window import Window
 
 NODE_MODULES = toc.ROOT / "node_modules"
 SCRIPTS = {
@@ -50,8 +52,8 @@ def write_page(folder, widgets, plotly=True):
         views="".join(VIEW.format(for_script(view)) for view in data["view_specs"]),
         state=for_script(data["manager_state"]),
     )
-    (folder / "index.html").write_text(page, encoding="utf-8")
-    return (folder / "index.html").as_uri()
+    (folder / "widgets.html").write_text(page, encoding="utf-8")
+    return folder.as_uri() + "/"
 
 
 def draw(gamma, lam):
@@ -90,36 +92,58 @@ PAINTED = """() => {
 }"""
 
 
-@pytest.fixture
-def widget_page(browser, tmp_path):
-    """Opens a page with a slider grid and a microscope; `errors` and `elsewhere` collect what went wrong on it."""
-    slider = FigureSlider(draw, {"gamma": [1, 2], "lam": [3, 4, 5]}, label={"gamma": "γ", "lam": "λ"})
-    microscope = TokenMicroscope(FRAMES, "advantage", caption="Orange tokens are made more likely.")
-    contexts = []
+def opener(browser, address):
+    """Opens the page at `address` in a window of the asked width, the same window for each width."""
+    windows = {}
 
-    def open_page(width=900, plotly=True, clock=False):
-        context = browser.new_context(viewport={"width": width, "height": 900})
-        contexts.append(context)
-        page = context.new_page()
-        if clock:
-            page.clock.install()
-        page.errors, page.elsewhere = [], []
-        page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.on("console", lambda message: message.type == "error" and page.errors.append(message.text))
-        page.on("request", lambda r: r.url.startswith(("file:", "data:", "blob:")) or page.elsewhere.append(r.url))
-        page.goto(write_page(tmp_path, [slider, microscope], plotly))
-        page.wait_for_selector(".ppo-token")
-        if plotly:
-            page.wait_for_selector(".ppo-plot .main-svg")
-        return page
+    def open_page(width=900, clock=False):
+        if width not in windows:
+            windows[width] = Window(browser, address, width=width)
+            if clock:
+                windows[width].page.clock.install()
+        seen = windows[width].open("widgets.html")
+        seen.page.errors, seen.page.elsewhere = seen.errors, seen.elsewhere
+        return seen.page
 
     yield open_page
-    for context in contexts:
-        context.close()
+    for window in windows.values():
+        window.context.close()
 
 
-def heights(page):
-    page.wait_for_timeout(150)
+@pytest.fixture(scope="module")
+def two_widgets():
+    slider = FigureSlider(draw, {"gamma": [1, 2], "lam": [3, 4, 5]}, label={"gamma": "γ", "lam": "λ"})
+    return [slider, TokenMicroscope(FRAMES, "advantage", caption="Orange tokens are made more likely.")]
+
+
+@pytest.fixture(scope="module")
+def windows_of_two(browser, tmp_path_factory, two_widgets):
+    yield from opener(browser, write_page(tmp_path_factory.mktemp("two"), two_widgets))
+
+
+@pytest.fixture(scope="module")
+def windows_without_plotly(browser, tmp_path_factory, two_widgets):
+    yield from opener(browser, write_page(tmp_path_factory.mktemp("bare"), two_widgets, plotly=False))
+
+
+@pytest.fixture
+def widget_page(windows_of_two):
+    """Opens a page with a slider grid and a microscope; `errors` and `elsewhere` collect what went wrong on it."""
+
+    def open_page(**look):
+        page = windows_of_two(**look)
+        page.wait_for_selector(".ppo-token")
+        page.wait_for_selector(".ppo-plot .main-svg")
+        return page
+
+    return open_page
+
+
+def heights(page, expected):
+    """What the plot shows, once it shows what is expected."""
+    drawn = "y => JSON.stringify(document.querySelector('.ppo-plot').data[0].y) === y"
+    with contextlib.suppress(TimeoutError):
+        page.wait_for_function(drawn, arg=json.dumps(expected, separators=(",", ":")), timeout=5_000)
     return page.evaluate("() => document.querySelector('.ppo-plot').data[0].y")
 
 
@@ -130,11 +154,11 @@ def tokens(page):
 def test_each_slider_moves_the_plot_by_keyboard(widget_page):
     page = widget_page()
     page.evaluate("document.addEventListener('keydown', () => { window.leaked = true; })")
-    assert heights(page) == [1, 3, 31]
+    assert heights(page, [1, 3, 31]) == [1, 3, 31]
     page.get_by_role("slider", name="λ").press("ArrowRight")
-    assert heights(page) == [1, 4, 41]
+    assert heights(page, [1, 4, 41]) == [1, 4, 41]
     page.get_by_role("slider", name="γ").press("End")
-    assert heights(page) == [2, 4, 42]
+    assert heights(page, [2, 4, 42]) == [2, 4, 42]
     assert page.get_by_role("slider", name="λ").get_attribute("aria-valuetext") == "4"
     assert page.locator(".ppo-plot").get_attribute("aria-label") == "γ 2, λ 4", "the alt text must follow the sliders"
     assert not page.evaluate("window.leaked"), "a key pressed on a slider reached the page"
@@ -223,8 +247,9 @@ def test_fits_a_phone(widget_page):
         assert box["x"] >= 0 and box["x"] + box["width"] <= 390, "a control reaches beyond the screen"
 
 
-def test_without_plotly_and_kernel_the_text_says_what_is_missing(widget_page):
-    page = widget_page(plotly=False, clock=True)
+def test_without_plotly_and_kernel_the_text_says_what_is_missing(windows_without_plotly):
+    page = windows_without_plotly(clock=True)
+    page.wait_for_selector(".ppo-token")
     page.clock.fast_forward(21_000)
     page.wait_for_selector(".ppo-plot p")
     assert "γ 1, λ 3" in page.locator(".ppo-plot p").inner_text(), "the alt text stands in for the plot"
@@ -249,27 +274,23 @@ def stored_runs():
             }  # fmt: skip
 
 
-@pytest.fixture
-def explorer_page(browser, tmp_path):
-    """Opens a page with the explorer alone, and no Python behind it."""
+@pytest.fixture(scope="module")
+def windows_of_explorer(browser, tmp_path_factory):
     about = {"sliders": SLIDERS, "fixed": {"batch_size": 8}, "episodes": 160}
     explorer = ReplayExplorer(list(stored_runs()), about, caption="Reuse is not efficiency.")
-    contexts = []
+    yield from opener(browser, write_page(tmp_path_factory.mktemp("explorer"), [explorer]))
 
-    def open_page(width=900):
-        context = browser.new_context(viewport={"width": width, "height": 900})
-        contexts.append(context)
-        page = context.new_page()
-        page.errors = []
-        page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.on("console", lambda message: message.type == "error" and page.errors.append(message.text))
-        page.goto(write_page(tmp_path, [explorer]))
+
+@pytest.fixture
+def explorer_page(windows_of_explorer):
+    """Opens a page with the explorer alone, and no Python behind it."""
+
+    def open_page(**look):
+        page = windows_of_explorer(**look)
         page.wait_for_function("() => document.querySelectorAll('.ppo-plot .main-svg').length >= 3")
         return page
 
-    yield open_page
-    for context in contexts:
-        context.close()
+    return open_page
 
 
 def shows(page, **readouts):

@@ -91,7 +91,7 @@ TABLES = {
 }
 
 
-@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("table", [*TABLES.values()], ids=TABLES)
 def test_a_table_gives_its_column(table):
     assert [str(prompt) for prompt in PPODataset(table).prompts] == PROMPTS
     with pytest.raises(ValueError, match=r"columns \['label', 'prompt'\], not `text`"):
@@ -118,8 +118,8 @@ DOORS = {
 }
 
 
-@pytest.mark.parametrize("prompts, error, words", BAD_PROMPTS.values(), ids=BAD_PROMPTS)
-@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+@pytest.mark.parametrize("prompts, error, words", [*BAD_PROMPTS.values()], ids=BAD_PROMPTS)
+@pytest.mark.parametrize("door", [*DOORS.values()], ids=DOORS)
 def test_every_door_refuses_the_same_prompts_in_the_same_words(door, prompts, error, words, trainer):
     with pytest.raises(error, match=words):
         door(trainer, prompts)
@@ -146,7 +146,7 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("name, text, prompts", FILES.values(), ids=FILES)
+@pytest.mark.parametrize("name, text, prompts", [*FILES.values()], ids=FILES)
 def test_files_as_the_web_and_windows_write_them(name, text, prompts, tmp_path):
     (tmp_path / name).write_bytes(text.encode())
     assert prompts_in(str(tmp_path / name)) == prompts
@@ -162,7 +162,7 @@ BAD_FILES = {
 }
 
 
-@pytest.mark.parametrize("name, data, words", BAD_FILES.values(), ids=BAD_FILES)
+@pytest.mark.parametrize("name, data, words", [*BAD_FILES.values()], ids=BAD_FILES)
 def test_a_line_that_cannot_be_used_is_named(name, data, words, tmp_path):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=words):

@@ -90,7 +90,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("form", [*FORMS.values()], ids=FORMS)
 def test_the_form_of_the_numbers_does_not_matter(name, form):
     found = FUNCTIONS[name].problem(lambda *arguments: mapped(FUNCTIONS[name].solution(*arguments), form))
     assert found is None, f"{name}: the solution's numbers are refused in another form: {found}"
@@ -112,7 +112,7 @@ def test_an_answer_that_ignores_its_arguments_fails(name):
 STUBS = {"of dots": lambda *arguments: ..., "of None": lambda *arguments: None, "dots": ..., "nothing": None}
 
 
-@pytest.mark.parametrize("stub", STUBS.values(), ids=STUBS)
+@pytest.mark.parametrize("stub", [*STUBS.values()], ids=STUBS)
 def test_stub_fails(exercise, stub):
     assert exercise.check(stub) is False, f"{exercise.name}: a stub passes"
     assert exercise.problem(stub).startswith(STUB_MESSAGE)
@@ -204,7 +204,7 @@ ODD_ANSWERS = {
 }
 
 
-@pytest.mark.parametrize("answer", ODD_ANSWERS.values(), ids=ODD_ANSWERS)
+@pytest.mark.parametrize("answer", [*ODD_ANSWERS.values()], ids=ODD_ANSWERS)
 def test_odd_answers_fail_with_a_message(answer):
     for name, exercise in EXERCISES.items():
         with warnings.catch_warnings():

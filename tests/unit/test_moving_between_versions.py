@@ -30,7 +30,7 @@ def saved(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize(("before", "after"), itertools.permutations(STAGES, 2))
+@pytest.mark.parametrize(("before", "after"), [*itertools.permutations(STAGES, 2)])
 def test_what_one_stage_saves_every_other_loads_and_trains_on(saved, before, after):
     old, folder = saved[before]
     new = STAGES[after](str(folder), vowels, **SMALL)
@@ -47,7 +47,7 @@ def test_the_first_model_can_stay_the_reference(saved):
     assert trainer.reference is first and trainer.train(PROMPTS)[0]["objective/kl"] != 0
 
 
-@pytest.mark.parametrize(("before", "after"), itertools.combinations(CONFIGS, 2))
+@pytest.mark.parametrize(("before", "after"), [*itertools.combinations(CONFIGS, 2)])
 def test_settings_move_forwards_only(tmp_path, before, after):
     CONFIGS[before](learning_rate=3e-4, seed=7).to_yaml(tmp_path / "early.yaml")
     read = CONFIGS[after].from_yaml(tmp_path / "early.yaml")
