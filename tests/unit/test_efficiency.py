@@ -1,7 +1,9 @@
 """How sample efficiency is measured: thresholds that are held, censored runs, ratios with intervals, the tables."""
 
+import dataclasses
 import importlib
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import toc
-from ppo_lib import efficiency
+from ppo_lib import efficiency, worlds
 
 
 def curve(values, every=100):
@@ -118,6 +120,9 @@ def test_the_program_tunes_runs_goes_on_and_repeats(programs, tmp_path, monkeypa
         "in_parallel": lambda jobs, workers: map(program.work, jobs),
     }.items():  # fmt: skip
         monkeypatch.setattr(program, name, value)
+    whole = worlds.load("reviews")  # one world for all runs, with fewer held-out prompts: 47 runs are many
+    small = dataclasses.replace(whole, heldout_prompts=whole.heldout_prompts[:6])
+    monkeypatch.setattr(program, "worlds", SimpleNamespace(load=lambda name: small))
     program.main(["tune", "--tasks", "dense"])
     frozen = json.loads((tmp_path / "frozen.json").read_text())
     assert frozen["settings"]["dense"]["ppo"] in tries["ppo"] + [t | {"lam": 1.0} for t in tries["ppo"]]
