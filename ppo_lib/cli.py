@@ -223,7 +223,7 @@ def resume_command(arguments: argparse.Namespace) -> None:
     changes = home_of(place) | inputs.pairs(arguments.set) | eval_samples(arguments)
     trainer, prompts, heldout, found = inputs.continued(place, changes, arguments.reward, **eval_reward(arguments))
     update, folder = len(trainer.history), Path(trainer.config.output_dir or "no folder")
-    title = f"resume {folder} from update {update} of {trainer.config.num_updates} ({found})"
+    title = f"resume {folder} from update {update} of {update + trainer.updates_left} ({found})"
     if found.resolve().parent != (folder / "checkpoints").resolve():
         title = f"resume {found}, which is of update {update}, into {folder}"
     elif any(path.name > found.name for path in checkpoint.checkpoints(found.parent)):
