@@ -149,7 +149,8 @@ def attempt(chapter: Path, name: str) -> dict:
 
 def plain(text: str) -> str:
     """A traceback without colours and folders of this machine."""
-    return re.sub(r"\x1b\[[0-9;]*m", "", text).replace(str(ROOT), ".").strip()
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text).replace(str(ROOT), ".")
+    return re.sub(rf"{re.escape(tempfile.gettempdir())}/\w+", "TEMPORARY", text).strip()
 
 
 def key_of(chapter: Path, variant: Variant) -> str:

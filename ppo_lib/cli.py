@@ -7,7 +7,6 @@ command line alone, by whoever types it: `--reward path/to/file.py:function`.
 """
 
 import argparse
-import difflib
 import json
 import os
 import shlex
@@ -117,8 +116,10 @@ def said(*lines: str, code: int) -> int:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """What `word` may have meant, else all that is `known`."""
-    near = difflib.get_close_matches(word, known := list(known), n=1, cutoff=0.5)
-    return f": did you mean {near[0]}?" if near else f": write one of {', '.join(known)}"
+    from ppo_lib.places import did_you_mean
+
+    known = list(known)
+    return did_you_mean(word, known, cutoff=0.5) or f": write one of {', '.join(known)}"
 
 
 def not_understood(words: list[str], command: str, commands: dict[str, argparse.ArgumentParser]) -> str:
@@ -287,12 +288,12 @@ def plot_command(arguments: argparse.Namespace) -> None:
 
 def settings_command(arguments: argparse.Namespace) -> None:
     from ppo_lib.config import described_settings
+    from ppo_lib.places import did_you_mean
 
     rows = described_settings()
     found = [row for row in rows if arguments.name.lower() in row["name"]]
     if not found:
-        near = difflib.get_close_matches(arguments.name, [row["name"] for row in rows], n=1)
-        hint = f": did you mean {near[0]}?" if near else "; without a name, all are listed"
+        hint = did_you_mean(arguments.name, [row["name"] for row in rows]) or "; without a name, all are listed"
         raise ValueError(f"no setting has {arguments.name!r} in its name{hint}")
     name, default = (max(len(row[column]) for row in found) + 2 for column in ("name", "default"))
     for row in [{"name": "setting", "default": "default", "stage": "stage", "text": ""}, *found]:

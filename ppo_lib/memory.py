@@ -52,8 +52,9 @@ def checkpoint_activations(model: nn.Module) -> None:
 @torch.no_grad()
 def is_product_of_rows(layer: nn.Linear) -> bool:
     """Whether `layer` gives x Wᵀ + b, and no more: a router may be a linear layer that answers with its choice."""
-    if type(layer).forward is nn.Linear.forward or layer.weight.is_meta:
-        return type(layer).forward is nn.Linear.forward
+    plain = type(layer).forward is nn.Linear.forward
+    if plain or layer.weight.is_meta:
+        return plain
     rows = torch.ones(2, layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device)
     try:
         output = layer(rows)

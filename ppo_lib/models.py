@@ -185,16 +185,15 @@ def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
 
     done = ()
     for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer) and not name.startswith(done):
-            while isinstance(module, BaseTunerLayer):  # one around another, where a layer has several weights
-                module.merge()
-                module = module.base_layer
-            model.set_submodule(name, module)
-            done += (f"{name}.",)
-        elif isinstance(module, AuxiliaryTrainingWrapper) and not name.startswith(done):  # a whole layer of its own
-            layer = module.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
-            model.set_submodule(name, layer)
-            done += (f"{name}.",)
+        if name.startswith(done) or not isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            continue
+        if isinstance(module, AuxiliaryTrainingWrapper):  # a whole layer of its own
+            module = module.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+        while isinstance(module, BaseTunerLayer):  # one around another, where a layer has several weights
+            module.merge()
+            module = module.base_layer
+        model.set_submodule(name, module)
+        done += (f"{name}.",)
     model._hf_peft_config_loaded = False  # or save_pretrained would look for adapters to save
     names = [str(conversion) for conversion in getattr(model, "_weight_conversions", None) or ()]
     if any("lora_" in name for name in names):  # those of a folder of adapters: a plain model would not find its names

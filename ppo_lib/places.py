@@ -16,9 +16,9 @@ def in_shell(*words: str | Path) -> str:
     return f"{PROGRAM} {shlex.join(map(str, words))}"
 
 
-def did_you_mean(word: str, known: Iterable[str], mark: str = ":") -> str:
+def did_you_mean(word: str, known: Iterable[str], mark: str = ":", cutoff: float = 0.6) -> str:
     """`: did you mean …?` with the nearest of `known`, or nothing where none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f"{mark} did you mean {near[0]}?" if near else ""
 
 
