@@ -91,7 +91,7 @@ worlds: $(STAMP) ## rebuild the embedded weights elsewhere and compare them, byt
 parity: $(STAMP) ## compare with TRL, torchtune, torchrl and verl, each in its own environment (several GB)
 	$(PY) tests/parity/run.py --build $(BUILD)
 
-# The long proofs go on where they were stopped. Remove their folders in ppo_lib/stored/ and runs/ to begin anew.
+# The long proofs go on where they were stopped. Remove their folders in ppo_lib/lab/stored/ and runs/ to begin anew.
 proof-kills: $(STAMP) ## 50 runs of v1 killed at random moments and while saving, resumed, compared bit for bit
 	$(PY) benchmarks/kill_and_resume.py
 

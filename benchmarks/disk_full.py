@@ -28,8 +28,9 @@ import torch
 from kill_and_resume import is_whole, outcome, same
 from record import RESULTS, provenance, write_json
 
-from ppo_lib import checkpoint, worlds
+from ppo_lib import worlds
 from ppo_lib.ppo_v1 import PPOTrainer
+from ppo_lib.running import checkpoint
 
 SETTINGS = {
     "batch_size": 4,

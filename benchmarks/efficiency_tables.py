@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 from record import provenance, write_json
 
-from ppo_lib.efficiency import area, collapsed, cost_until, mean_interval, probability_of_improvement, ratio_interval
+from ppo_lib.lab.efficiency import (
+    area,
+    collapsed,
+    cost_until,
+    mean_interval,
+    probability_of_improvement,
+    ratio_interval,
+)
 
 ARMS = ("ppo", "replay", "same", "grpo", "naive", "runner-up")  # all others are ablations
 SHARES = (50, 75, 90, 100)  # thresholds: percent of what tuned PPO gains from its start to its end

@@ -34,8 +34,9 @@ import numpy as np
 import torch
 from record import RESULTS, ROOT, provenance, read_csv, write_csv, write_json
 
-from ppo_lib import checkpoint, worlds
+from ppo_lib import worlds
 from ppo_lib.ppo_v1 import PPOTrainer
+from ppo_lib.running import checkpoint
 
 SETTINGS = {
     "batch_size": 4,

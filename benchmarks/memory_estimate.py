@@ -1,4 +1,4 @@
-"""Compare `ppo_lib.memory_estimate` with what a run really takes, and estimate each preset for some known models.
+"""Compare `ppo_lib.commands.memory_estimate` with what a run really takes, and estimate each preset for some known models.
 
     python benchmarks/memory_estimate.py                # measures what is not stored yet
     python benchmarks/memory_estimate.py --only v0      # measures one setting again
@@ -17,8 +17,8 @@ from pathlib import Path
 
 from record import RESULTS, provenance, write_json
 
+from ppo_lib.commands.memory_estimate import MODELS, estimate_memory, memory_by_moment
 from ppo_lib.config import PPOConfigV1
-from ppo_lib.memory_estimate import MODELS, estimate_memory, memory_by_moment
 from ppo_lib.ppo_v1 import PPOTrainer
 
 RESULT = RESULTS / "memory_estimate"

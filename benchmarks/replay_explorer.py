@@ -3,7 +3,7 @@
     python benchmarks/replay_explorer.py
 
 Every point of the grid is trained on the same seeds, as is tuned on-policy PPO. A curve is added to
-ppo_lib/stored/replay_explorer/curves.csv as soon as its run is over; a killed program goes on where it was.
+ppo_lib/lab/stored/replay_explorer/curves.csv as soon as its run is over; a killed program goes on where it was.
 """
 
 import argparse

@@ -18,7 +18,7 @@ from efficiency_tables import compared, final, read_curves, rounded, thresholds
 from record import RESULTS, provenance, write_json
 from sample_efficiency import COLUMNS, FOLDER, SEEDS, TASKS, arm, stored, train
 
-from ppo_lib.efficiency import collapsed, cost_until, ratio_interval
+from ppo_lib.lab.efficiency import collapsed, cost_until, ratio_interval
 from ppo_lib.replay import ReplayBuffer
 
 OUT = RESULTS / "replay_orders"

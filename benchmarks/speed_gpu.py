@@ -19,11 +19,12 @@ from record import RESULTS, provenance, write_json
 from speed import TOKENS, against_generate, rounded, sampling_contestants, take_turns
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ppo_lib import decoding, graphs, worlds
-from ppo_lib.decoding import LlamaLayer
-from ppo_lib.graphs import CopiedLayer, GraphDecoder
+from ppo_lib import worlds
 from ppo_lib.ppo_v1 import PPOTrainer
 from ppo_lib.rollout import encode_prompts
+from ppo_lib.sampling import decoding, graphs
+from ppo_lib.sampling.decoding import LlamaLayer
+from ppo_lib.sampling.graphs import CopiedLayer, GraphDecoder
 
 FILE = RESULTS / "speed" / "gpu.json"
 PARTS = ("attention", "sampling", "compiled", "sizes", "updates")

@@ -3,7 +3,7 @@
     python benchmarks/threads.py    # about six minutes; leave the machine alone
 
 Each size is a Llama with the vocabulary of `reviews`. Numbers of threads take turns, so that a machine that slows down
-slows both. `ppo_lib.threads.SMALL` lies between the size at which all threads gain little alone and the next.
+slows both. `ppo_lib.running.threads.SMALL` lies between the size at which all threads gain little alone and the next.
 """
 
 import json
@@ -17,8 +17,9 @@ import torch
 from record import RESULTS, provenance, write_json
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ppo_lib import threads, worlds
+from ppo_lib import worlds
 from ppo_lib.ppo import PPODataset, PPOTrainer
+from ppo_lib.running import threads
 
 SIZES = {"88 k": (0, 0), "0.5 M": (96, 3), "1.2 M": (160, 3), "3.7 M": (256, 4)}  # name: width and layers; 0: `reviews`
 ROUNDS = 5

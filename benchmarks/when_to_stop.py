@@ -22,10 +22,10 @@ from record import RESULTS, ROOT, provenance, write_csv, write_json
 sys.path.insert(0, str(ROOT))
 
 from ppo_lib import worlds
-from ppo_lib.evaluation import Best
 from ppo_lib.ppo_v1 import PPOTrainer
 from ppo_lib.rewards import score_responses
 from ppo_lib.rollout import sample
+from ppo_lib.running.evaluation import Best
 from ppo_lib.worlds import reviews
 
 SEEDS = tuple(range(24))

@@ -4,7 +4,7 @@
 
 Arms: the harsh settings with the guards off and on, the same without any replay, and replay as careful as the
 explorer's. The settings were written down before these seeds were run. A curve is added to
-ppo_lib/stored/without_guards/curves.csv as soon as its run is over; a killed program goes on where it was.
+ppo_lib/lab/stored/without_guards/curves.csv as soon as its run is over; a killed program goes on where it was.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def work(job: tuple[str, int]) -> tuple[tuple[str, int], list[dict]]:
     """The curve of an arm and seed, in a process of its own."""
     import torch
 
-    from ppo_lib.explorer import trained_curve
+    from ppo_lib.lab.explorer import trained_curve
 
     torch.set_num_threads(1)
     name, seed = job

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import find_adapter_config_file, is_peft_available
 
-from ppo_lib.terminal import no_foreign_bars
+from ppo_lib.running.terminal import no_foreign_bars
 
 CRITIC_FOLDER = "critic"
 VALUE_HEAD_FILE = "value_head.safetensors"

@@ -16,7 +16,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ppo_lib import worlds
 from ppo_lib.config import PPOConfig
 from ppo_lib.data import PPODataset, PromptBatches, as_dataset
-from ppo_lib.decoding import Decoder
 from ppo_lib.estimators import gae, kl_k1, masked_mean, masked_var, token_rewards, whiten
 from ppo_lib.losses import clip_fraction, entropy_of, policy_loss, value_clip_fraction, value_loss
 from ppo_lib.models import (
@@ -43,8 +42,9 @@ from ppo_lib.rollout import (
     response_values,
     sample,
 )
-from ppo_lib.terminal import number
-from ppo_lib.threads import settle_threads
+from ppo_lib.running.terminal import number
+from ppo_lib.running.threads import settle_threads
+from ppo_lib.sampling.decoding import Decoder
 
 __all__ = ["PPOConfig", "PPODataset", "PPOTrainer"]
 
@@ -517,6 +517,6 @@ class PPOTrainer:
 
     def plot(self):
         """The training metrics so far as a Plotly figure."""
-        from ppo_lib.plots import training_figure
+        from ppo_lib.lab.plots import training_figure
 
         return training_figure(self.history)

@@ -17,18 +17,20 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ppo_lib import checkpoint, graphs, memory, ppo, resume
+from ppo_lib import ppo
 from ppo_lib import rollout as rollouts
 from ppo_lib.config import PPOConfigV1
 from ppo_lib.data import PPODataset, as_dataset
-from ppo_lib.evaluation import Best, evaluate
-from ppo_lib.memory import FittingSize
 from ppo_lib.models import Critic, HeadOnTrunk, save_models
 from ppo_lib.ppo import Metrics, as_numbers
 from ppo_lib.rewards import RewardFunction, RewardModel, as_reward
 from ppo_lib.rollout import Rollout, concatenate
-from ppo_lib.schedules import Schedule
-from ppo_lib.trackers import Console, JSONLines, append_yaml, log_samples, run_facts, slim
+from ppo_lib.running import checkpoint, memory, resume
+from ppo_lib.running.evaluation import Best, evaluate
+from ppo_lib.running.memory import FittingSize
+from ppo_lib.running.schedules import Schedule
+from ppo_lib.running.trackers import Console, JSONLines, append_yaml, log_samples, run_facts, slim
+from ppo_lib.sampling import graphs
 
 __all__ = ["PPOConfigV1", "PPODataset", "PPOTrainer"]
 

@@ -10,7 +10,6 @@ from functools import partial
 import torch
 
 from ppo_lib import ppo_v1
-from ppo_lib.checkpoint import CheckpointError
 from ppo_lib.config import ReplayConfig
 from ppo_lib.data import PPODataset
 from ppo_lib.estimators import token_rewards, whiten
@@ -18,6 +17,7 @@ from ppo_lib.importance import effective_sample_size, importance_ratios, second_
 from ppo_lib.ppo import Metrics
 from ppo_lib.replay import ReplayBuffer, ReplayRollout
 from ppo_lib.rollout import Rollout, concatenate
+from ppo_lib.running.checkpoint import CheckpointError
 
 __all__ = ["PPODataset", "PPOTrainerWithReplay", "ReplayConfig"]
 

@@ -7,7 +7,7 @@
   prose cannot differ from it; a number that is not there fails the build in the same way. In a table write `\\|`.
 - The directive `{stored-table} sample_efficiency/summary.json#tasks` makes a table of a stored result, a line for each
   column: ``heading | `{arms.ppo.until.90.tokens:,d}` tokens``.
-- The directive `{figure-from} ppo_lib.gallery.figure no_kl` shows in a Markdown page the Plotly figure, or the widget,
+- The directive `{figure-from} ppo_lib.lab.gallery.figure no_kl` shows in a Markdown page the Plotly figure, or the widget,
   that a function of the library returns; words behind its name are its arguments.
 - Docstrings are prose with `` `code` `` in it: the API pages show them so.
 """
@@ -32,8 +32,8 @@ from sphinx.ext.napoleon import GoogleDocstring
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
-from ppo_lib import stored
 from ppo_lib.config import descriptions
+from ppo_lib.lab import stored
 
 LOGGER = logging.getLogger(__name__)
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
@@ -168,7 +168,7 @@ class StoredRole(SphinxRole):
 
 
 def stored_number(text: str) -> str:
-    """The number that `file#key.key|format` names in `ppo_lib/stored/`; `file#key / 1e9|format` divides it first.
+    """The number that `file#key.key|format` names in `ppo_lib/lab/stored/`; `file#key / 1e9|format` divides it first.
 
     A key into a list is a position, as is the first one into a CSV file: `metrics.csv#-1.objective/scores|.2f`.
     """

@@ -51,7 +51,7 @@ def files_below(folder: Path) -> list[Path]:
 
 def library_digest() -> str:
     """A hash of `ppo_lib`, but for the stored grid of where the book was run, which no chapter reads."""
-    grid = toc.ROOT / "ppo_lib/stored/sturdy"
+    grid = toc.ROOT / "ppo_lib/lab/stored/sturdy"
     return digest_of([path for path in files_below(toc.ROOT / "ppo_lib") if grid not in path.parents], toc.ROOT)
 
 

@@ -12,7 +12,7 @@ from importlib import import_module
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ppo_lib.threads import settle_threads
+from ppo_lib.running.threads import settle_threads
 
 __all__ = ["NAMES", "World", "load"]
 

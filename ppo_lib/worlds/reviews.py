@@ -22,7 +22,7 @@ from transformers import (
 
 from ppo_lib.rewards import RewardModel
 from ppo_lib.rollout import sample
-from ppo_lib.terminal import no_foreign_bars
+from ppo_lib.running.terminal import no_foreign_bars
 from ppo_lib.worlds import World, grammar
 
 MAX_NEW_TOKENS = 24  # nearly every review of the base model ends within this many tokens

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from ppo_lib.terminal import no_foreign_bars
+from ppo_lib.running.terminal import no_foreign_bars
 
 from . import World
 

@@ -6,8 +6,8 @@ import pytest
 
 from ppo_lib import rollout as rollouts
 from ppo_lib import worlds
-from ppo_lib.decoding import Decoder
 from ppo_lib.ppo_v1 import PPOTrainer
+from ppo_lib.sampling.decoding import Decoder
 
 SEEDS = (0, 1, 2)
 

@@ -2,10 +2,12 @@
 
 import pytest
 
-from ppo_lib import decoding, memory, models, ppo, rewards, rollout
-from ppo_lib.decoding import Decoder, LlamaDecoder, LlamaStep
-from ppo_lib.graphs import CopiedLayer, GraphDecoder, Recorded, RecordedStep
+from ppo_lib import models, ppo, rewards, rollout
 from ppo_lib.ppo_v1 import PPOTrainer
+from ppo_lib.running import memory
+from ppo_lib.sampling import decoding
+from ppo_lib.sampling.decoding import Decoder, LlamaDecoder, LlamaStep
+from ppo_lib.sampling.graphs import CopiedLayer, GraphDecoder, Recorded, RecordedStep
 from tests.mutations.test_planted_bugs import Bug, assert_caught_and_named, assert_no_shared_message
 from tests.unit import test_decoding, test_exact, test_speed_settings
 

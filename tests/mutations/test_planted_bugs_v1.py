@@ -2,10 +2,11 @@
 
 import pytest
 
-from ppo_lib import checkpoint, evaluation, memory, models, ppo_v1, resume
+from ppo_lib import models, ppo_v1
 from ppo_lib.ppo_v1 import PPOTrainer
-from ppo_lib.schedules import Schedule
-from ppo_lib.trackers import JSONLines
+from ppo_lib.running import checkpoint, evaluation, memory, resume
+from ppo_lib.running.schedules import Schedule
+from ppo_lib.running.trackers import JSONLines
 from tests.mutations.test_planted_bugs import Bug, assert_caught_and_named, assert_no_shared_message
 from tests.unit import (
     test_accumulation,

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import toc
-from ppo_lib import checkpoint, worlds
+from ppo_lib import worlds
 from ppo_lib.ppo_v2 import PPOTrainerWithReplay
+from ppo_lib.running import checkpoint
 
 OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "os.listdir", "os.scandir")
 

@@ -13,8 +13,8 @@ import pytest
 
 CELLS = [
     """
-from ppo_lib import plots
-from ppo_lib.widgets import FigureSlider, TokenMicroscope
+from ppo_lib.lab import plots
+from ppo_lib.lab.widgets import FigureSlider, TokenMicroscope
 
 def draw(lam):
     xs = list(range(10))
@@ -34,7 +34,7 @@ microscope
 """,
     """
 import itertools
-from ppo_lib.explorer import ReplayExplorer
+from ppo_lib.lab.explorer import ReplayExplorer
 
 sliders = {
     "replay_buffer_size": [16, 32], "replay_sample_size": [8, 16],

@@ -13,9 +13,9 @@ from ipywidgets.embed import dependency_state, embed_data
 from playwright.sync_api import TimeoutError, expect
 
 import toc
-from ppo_lib import plots
-from ppo_lib.explorer import ReplayExplorer
-from ppo_lib.widgets import FigureSlider, TokenMicroscope
+from ppo_lib.lab import plots
+from ppo_lib.lab.explorer import ReplayExplorer
+from ppo_lib.lab.widgets import FigureSlider, TokenMicroscope
 from window import Window
 
 NODE_MODULES = toc.ROOT / "node_modules"

@@ -73,7 +73,7 @@ def test_a_variant_reaches_the_kernel(tmp_path):
 
 @pytest.mark.parametrize(
     "source",
-    ["assert SEED == 0, 'SEED'", "from ppo_lib.claims import expect\nexpect(SEED == 0, 'The SEED is 0.')"],
+    ["assert SEED == 0, 'SEED'", "from ppo_lib.lab.claims import expect\nexpect(SEED == 0, 'The SEED is 0.')"],
     ids=["assert", "expect"],
 )
 def test_a_claim_of_one_machine_fails(tmp_path, source):

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppo_lib import memory
-from ppo_lib.claims import path_length, rounding
+from ppo_lib.lab.claims import path_length, rounding
+from ppo_lib.running import memory
 from tests.unit.runs_v1 import HELD_OUT, PROMPTS, assert_same_run, estimated, make, numbers, weights
 from tests.unit.tiny import hand_rollout
 

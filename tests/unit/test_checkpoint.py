@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppo_lib import checkpoint
-from ppo_lib.checkpoint import CheckpointError, load_checkpoint, load_newest, save_checkpoint
 from ppo_lib.config import PPOConfigV1
 from ppo_lib.models import load_policy
 from ppo_lib.ppo_v1 import PPOTrainer
+from ppo_lib.running import checkpoint
+from ppo_lib.running.checkpoint import CheckpointError, load_checkpoint, load_newest, save_checkpoint
 from tests.unit.runs_v1 import make
 from tests.unit.tiny import byte_tokenizer, tiny_policy
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ppo_lib import worlds
-from ppo_lib.claims import STRICT, expect, path_length, rounding
+from ppo_lib.lab.claims import STRICT, expect, path_length, rounding
 from ppo_lib.models import model_inputs
 
 

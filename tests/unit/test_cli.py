@@ -9,7 +9,7 @@ import sys
 import pytest
 import yaml
 
-from ppo_lib import cli, inputs
+from ppo_lib.commands import cli, inputs
 from ppo_lib.config import ReplayConfig
 from ppo_lib.ppo_v1 import PPOTrainer
 from ppo_lib.ppo_v2 import PPOTrainerWithReplay

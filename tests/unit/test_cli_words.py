@@ -11,11 +11,12 @@ import torch
 import yaml
 from transformers.utils import logging as of_transformers
 
-from ppo_lib import cli, config, models, places, timing, worlds
-from ppo_lib.checkpoint import name_of
+from ppo_lib import config, models, worlds
+from ppo_lib.commands import cli, places, timing
 from ppo_lib.ppo_v1 import PPOTrainer
-from ppo_lib.terminal import in_one_line, number
-from ppo_lib.trackers import Console
+from ppo_lib.running.checkpoint import name_of
+from ppo_lib.running.terminal import in_one_line, number
+from ppo_lib.running.trackers import Console
 
 SMALL = {
     "batch_size": 4, "minibatch_size": 4, "num_ppo_epochs": 1, "max_new_tokens": 6, "total_episodes": 12,

@@ -55,7 +55,7 @@ def small_runs(monkeypatch):
 
 def run_commands(code: str) -> None:
     """Each line is a command `python -m ppo_lib …`; they run in this process."""
-    from ppo_lib.cli import main
+    from ppo_lib.commands.cli import main
 
     for command in code.replace("\\\n", " ").splitlines():
         words = shlex.split(command, comments=True)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ppo_lib import decoding, graphs
 from ppo_lib import rollout as rollouts
-from ppo_lib.decoding import Decoder, LlamaDecoder, decoder_for
-from ppo_lib.graphs import GraphDecoder, _of_models, forget
-from ppo_lib.memory import add_adapters
 from ppo_lib.models import model_inputs
 from ppo_lib.rollout import encode_prompts, logprobs_of, response_logits, sample
+from ppo_lib.running.memory import add_adapters
+from ppo_lib.sampling import decoding, graphs
+from ppo_lib.sampling.decoding import Decoder, LlamaDecoder, decoder_for
+from ppo_lib.sampling.graphs import GraphDecoder, _of_models, forget
 from tests.unit.tiny import FAMILIES, PROMPTS, byte_tokenizer, likely_eos, tiny_policy
 
 STEPS = 5

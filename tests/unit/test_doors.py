@@ -17,18 +17,19 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from ppo_lib import checkpoint, worlds
-from ppo_lib.cli import main
+from ppo_lib import worlds
+from ppo_lib.commands.cli import main
+from ppo_lib.commands.inputs import pairs, prompts_in, reward_function
 from ppo_lib.config import read_mapping
 from ppo_lib.data import PPODataset, columns_of
-from ppo_lib.evaluation import evaluate
-from ppo_lib.inputs import pairs, prompts_in, reward_function
 from ppo_lib.models import WRITTEN_ASIDE
 from ppo_lib.ppo import PPOConfig, PPOTrainer
 from ppo_lib.ppo_v1 import PPOConfigV1
 from ppo_lib.ppo_v1 import PPOTrainer as PPOTrainerV1
 from ppo_lib.ppo_v2 import PPOTrainerWithReplay
 from ppo_lib.rewards import score_responses
+from ppo_lib.running import checkpoint
+from ppo_lib.running.evaluation import evaluate
 from tests.unit.tiny import byte_tokenizer, tiny_policy
 
 SMALL = dict(total_episodes=16, batch_size=4, minibatch_size=4, max_new_tokens=4, num_ppo_epochs=1, device="cpu")

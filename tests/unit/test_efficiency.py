@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import toc
-from ppo_lib import efficiency, worlds
+from ppo_lib import worlds
+from ppo_lib.lab import efficiency
 
 
 def curve(values, every=100):

@@ -18,10 +18,11 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama import modeling_llama as llama
 
-from ppo_lib import memory, models, ppo, rollout
-from ppo_lib.decoding import Decoder, LlamaDecoder, decoder_for
+from ppo_lib import models, ppo, rollout
 from ppo_lib.models import Critic, few_logits
 from ppo_lib.rewards import RewardModel
+from ppo_lib.running import memory
+from ppo_lib.sampling.decoding import Decoder, LlamaDecoder, decoder_for
 from tests.unit.runs_v1 import PROMPTS, assert_same_run, make, make_v0, weights
 from tests.unit.test_families import made
 from tests.unit.tiny import byte_tokenizer, tiny_policy

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from ppo_lib.exercises import Exercise, find_exercises
-from ppo_lib.exercises.check import STUB_MESSAGE, difference, show
+from ppo_lib.lab.exercises import Exercise, find_exercises
+from ppo_lib.lab.exercises.check import STUB_MESSAGE, difference, show
 
 EXERCISES = find_exercises()
 FUNCTIONS = {name: exercise for name, exercise in EXERCISES.items() if callable(exercise.solution)}

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ppo_lib.explorer import HEALTH, ReplayExplorer, trained_curve
+from ppo_lib.lab.explorer import HEALTH, ReplayExplorer, trained_curve
 
 ABOUT = {
     "sliders": {
@@ -109,7 +109,7 @@ def test_button_trains_and_keeps_the_run(explorer, which):
 def test_a_second_press_takes_the_next_seed(explorer, monkeypatch):
     seeds = []
     curve = [{"tokens": n, "objective": 0.0, "responses": 32 * n, **dict.fromkeys(HEALTH, 0.0)} for n in range(2)]
-    monkeypatch.setattr("ppo_lib.explorer.trained_curve", lambda *settings: seeds.append(settings[2]) or curve)
+    monkeypatch.setattr("ppo_lib.lab.explorer.trained_curve", lambda *settings: seeds.append(settings[2]) or curve)
     explorer.train()
     explorer.train()
     explorer.positions = [0, 0, 0, 0]
@@ -121,7 +121,7 @@ def test_a_failing_run_is_told_and_raised(explorer, monkeypatch):
     def fail(*_):
         raise FloatingPointError("the loss is NaN")
 
-    monkeypatch.setattr("ppo_lib.explorer.trained_curve", fail)
+    monkeypatch.setattr("ppo_lib.lab.explorer.trained_curve", fail)
     with pytest.raises(FloatingPointError):
         explorer._receive(explorer, {"type": "train"}, [])
     assert explorer.failure == "FloatingPointError: the loss is NaN" and explorer.training == {} and not explorer.runs

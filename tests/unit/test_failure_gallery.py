@@ -11,8 +11,8 @@ from statistics import fmean
 import pytest
 
 import toc
-from ppo_lib import gallery
-from ppo_lib.stored import load
+from ppo_lib.lab import gallery
+from ppo_lib.lab.stored import load
 from tests.mutations.planting import planted
 
 PAGE = (toc.ROOT / "book/troubleshooting.md").read_text("utf8")

@@ -7,10 +7,11 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ppo_lib import checkpoint, memory, models
-from ppo_lib.claims import path_length, rounding
+from ppo_lib import models
+from ppo_lib.lab.claims import path_length, rounding
 from ppo_lib.ppo_v1 import PPOTrainer
 from ppo_lib.rollout import encode_prompts, logprobs_of, response_logits, sample
+from ppo_lib.running import checkpoint, memory
 from tests.unit.runs_v1 import assert_same_run, vowels
 from tests.unit.tiny import PROMPTS, byte_tokenizer
 

@@ -3,8 +3,8 @@
 import math
 import sys
 
-from ppo_lib import checkpoint, trackers
-from ppo_lib.trackers import slim
+from ppo_lib.running import checkpoint, trackers
+from ppo_lib.running.trackers import slim
 
 
 def test_rows_come_back_with_their_names_order_types_and_bits(tmp_path):

@@ -10,10 +10,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from ppo_lib import memory, resume
 from ppo_lib.data import as_dataset
 from ppo_lib.ppo_v1 import PPOTrainer
 from ppo_lib.rollout import response_logits
+from ppo_lib.running import memory, resume
 from tests.unit.runs_v1 import HELD_OUT, PROMPTS, TINY, assert_same_run, estimated, make, make_v0, vowels, weights
 from tests.unit.tiny import FAMILIES, byte_tokenizer, tiny_policy
 

@@ -6,10 +6,10 @@ import re
 import pytest
 from transformers import LlamaConfig
 
+from ppo_lib.commands.memory_estimate import MODELS, estimate_memory, memory_by_moment
 from ppo_lib.config import PRESETS, PPOConfigV1
-from ppo_lib.memory_estimate import MODELS, estimate_memory, memory_by_moment
+from ppo_lib.lab.stored import __file__ as stored
 from ppo_lib.ppo_v1 import PPOTrainer
-from ppo_lib.stored import __file__ as stored
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
 TINY = LlamaConfig(vocab_size=1000, num_hidden_layers=2, tie_word_embeddings=True, **SIZES)
@@ -60,7 +60,7 @@ def test_recomputed_activations_need_less():
 def test_a_few_layers_tell_what_many_take(monkeypatch):
     deep = LlamaConfig(vocab_size=1000, num_hidden_layers=9, tie_word_embeddings=True, **SIZES)
     few = estimate_memory(PPOConfigV1(**SHORT), deep, 60)
-    monkeypatch.setattr("ppo_lib.memory_estimate.FEW", 9)
+    monkeypatch.setattr("ppo_lib.commands.memory_estimate.FEW", 9)
     assert sum(few.values()) == pytest.approx(sum(estimate_memory(PPOConfigV1(**SHORT), deep, 60).values()), rel=0.05)
 
 

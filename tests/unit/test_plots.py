@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ppo_lib import plots
-from ppo_lib.token_tree import Node, grow_tree, token_tree
+from ppo_lib.lab import plots
+from ppo_lib.lab.token_tree import Node, grow_tree, token_tree
 
 TEXTS = {"alt": "What it shows.", "caption": "What to see."}
 HISTORY = [

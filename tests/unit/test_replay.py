@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from ppo_lib.checkpoint import load_checkpoint, save_checkpoint
 from ppo_lib.replay import ReplayBuffer, kept_for_scores, most_held
+from ppo_lib.running.checkpoint import load_checkpoint, save_checkpoint
 from tests.unit.tiny import byte_tokenizer, hand_rollout
 
 TOKENIZER = byte_tokenizer()

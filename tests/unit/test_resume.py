@@ -11,10 +11,10 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from ppo_lib import checkpoint, resume
-from ppo_lib.checkpoint import CheckpointError
 from ppo_lib.data import PPODataset
 from ppo_lib.rewards import RewardError
+from ppo_lib.running import checkpoint, resume
+from ppo_lib.running.checkpoint import CheckpointError
 from tests.unit.runs_v1 import HELD_OUT, PROMPTS, TINY, assert_same_run, make, numbers, vowels, weights
 from tests.unit.tiny import byte_tokenizer, tiny_policy
 

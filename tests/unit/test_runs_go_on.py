@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ppo_lib import memory, ppo, ppo_v1, ppo_v2, worlds
-from ppo_lib.cli import main
+from ppo_lib import ppo, ppo_v1, ppo_v2, worlds
+from ppo_lib.commands.cli import main
 from ppo_lib.models import vocabulary_size
+from ppo_lib.running import memory
 from tests.unit.runs_v1 import HELD_OUT, PROMPTS, TINY, assert_same_run, make, vowels, weights
 from tests.unit.tiny import likely_eos, tiny_policy
 

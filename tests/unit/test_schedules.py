@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from ppo_lib import checkpoint
-from ppo_lib.schedules import Schedule
+from ppo_lib.running import checkpoint
+from ppo_lib.running.schedules import Schedule
 from tests.unit.runs_v1 import HELD_OUT, PROMPTS, make
 
 BASE, UPDATES, WARMUP = 0.8, 12, 3

@@ -3,7 +3,7 @@
 import pytest
 
 import toc
-from ppo_lib import speed_figures, stored
+from ppo_lib.lab import speed_figures, stored
 
 PAGE = (toc.ROOT / "book/speed.md").read_text("utf8")
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config
 
-from ppo_lib import memory, ppo
+from ppo_lib import ppo
 from ppo_lib.models import Critic
 from ppo_lib.ppo_v1 import PPOTrainer
+from ppo_lib.running import memory
 from tests.unit.runs_v1 import PROMPTS, assert_same_run, estimated, make, vowels, weights
 from tests.unit.tiny import FAMILIES, byte_tokenizer, hand_rollout, tiny_policy
 

@@ -7,9 +7,10 @@ from unittest.mock import Mock
 import pytest
 
 import toc
-from ppo_lib import stored, worlds
+from ppo_lib import worlds
 from ppo_lib.config import PPOConfigV1, ReplayConfig
-from ppo_lib.efficiency import cost_until, ratio_interval
+from ppo_lib.lab import stored
+from ppo_lib.lab.efficiency import cost_until, ratio_interval
 from ppo_lib.ppo_v2 import PPOTrainerWithReplay
 from ppo_lib.replay import most_held
 from tests.unit.test_trainer import vowels

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from ppo_lib import threads, worlds
+from ppo_lib import worlds
 from ppo_lib.ppo import PPOTrainer
+from ppo_lib.running import threads
 
 
 class OfSize(nn.Module):

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb.proto import wandb_internal_pb2
 
 from ppo_lib.config import PPOConfigV1
-from ppo_lib.trackers import COLUMNS, Console, JSONLines, log_samples, run_facts
+from ppo_lib.running.trackers import COLUMNS, Console, JSONLines, log_samples, run_facts
 from tests.unit.runs_v1 import HELD_OUT, PROMPTS, make, numbers
 
 
@@ -179,7 +179,7 @@ def test_lines_that_the_disk_does_not_take_wait_for_it(tmp_path, monkeypatch):
     log = JSONLines(tmp_path / "log")
     log.log({"update": 1})
     with monkeypatch.context() as patch:
-        patch.setattr("ppo_lib.trackers.open", FullDisk(), raising=False)
+        patch.setattr("ppo_lib.running.trackers.open", FullDisk(), raising=False)
         for update in (2, 3):
             with pytest.warns(UserWarning, match="cannot be written .*No space left.*: its lines wait in memory"):
                 log.log({"update": update})
@@ -191,7 +191,7 @@ def test_lines_that_the_disk_does_not_take_wait_for_it(tmp_path, monkeypatch):
 def test_a_full_disk_does_not_empty_the_log_of_a_resumed_run(tmp_path, monkeypatch):
     log = JSONLines(tmp_path / "log")
     with monkeypatch.context() as patch, pytest.warns(UserWarning, match="its lines wait in memory"):
-        patch.setattr("ppo_lib.trackers.open", FullDisk(), raising=False)
+        patch.setattr("ppo_lib.running.trackers.open", FullDisk(), raising=False)
         log.rewrite([{"update": 1}, {"update": 2}])
     log.log({"update": 3})
     assert [row["update"] for row in lines(tmp_path / "log")] == [1, 2, 3], "a full disk empties the log on resuming"

@@ -9,12 +9,12 @@ import torch
 
 import toc
 from ppo_lib import ppo_v1
-from ppo_lib.checkpoint import CheckpointError
 from ppo_lib.config import PPOConfigV1, ReplayConfig
 from ppo_lib.estimators import token_rewards, whiten
 from ppo_lib.importance import effective_sample_size, importance_ratios, vtrace
 from ppo_lib.ppo_v2 import PPOTrainerWithReplay
 from ppo_lib.rollout import concatenate, logprobs_of
+from ppo_lib.running.checkpoint import CheckpointError
 from tests.unit.test_trainer import vowels
 from tests.unit.tiny import PROMPTS, byte_tokenizer, likely_eos, tiny_policy
 

@@ -1,7 +1,8 @@
 """What the page "Where this book was run" says of its stored grid."""
 
 import toc
-from ppo_lib import stored, threads
+from ppo_lib.lab import stored
+from ppo_lib.running import threads
 
 PAGE = (toc.ROOT / "book/where_it_ran.md").read_text("utf8")
 CHAPTERS = {f"ch{path.stem[:2]}" for path in toc.CHAPTERS.glob("*.ipynb")}

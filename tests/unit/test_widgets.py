@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny import byte_tokenizer, hand_rollout
 
-from ppo_lib import plots
-from ppo_lib.microscope import Recorder, frame, token_texts, view_of
-from ppo_lib.widgets import MOST_FRAMES, FigureSlider, TokenMicroscope, _share
+from ppo_lib.lab import plots
+from ppo_lib.lab.microscope import Recorder, frame, token_texts, view_of
+from ppo_lib.lab.widgets import MOST_FRAMES, FigureSlider, TokenMicroscope, _share
 
 TEXTS = {"alt": "What it shows.", "caption": "What to see."}
 
