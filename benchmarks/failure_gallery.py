@@ -4,7 +4,7 @@
     python benchmarks/failure_gallery.py kl_sign no_kl   these two, again
 
 All runs are of the world `reviews`, from the same seeds. A fault is a bad setting, or a bug planted in the code. What
-it should look like stands in `ppo_lib.lab.gallery`, and `tests/unit/test_failure_gallery.py` holds the stored runs to it.
+it should look like stands in `ppo_lib.lab.gallery`; `tests/unit/test_failure_gallery.py` holds the stored runs to it.
 """
 
 import argparse

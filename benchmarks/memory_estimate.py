@@ -1,4 +1,4 @@
-"""Compare `ppo_lib.commands.memory_estimate` with what a run really takes, and estimate each preset for some known models.
+"""Compare `ppo_lib.commands.memory_estimate` with what a run really takes; estimate each preset for some known models.
 
     python benchmarks/memory_estimate.py                # measures what is not stored yet
     python benchmarks/memory_estimate.py --only v0      # measures one setting again

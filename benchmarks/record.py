@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "ppo_lib" / "stored"  # in the package, so that a chapter finds them on Colab too
+RESULTS = ROOT / "ppo_lib/lab/stored"  # in the package, so that a chapter finds them on Colab too
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 

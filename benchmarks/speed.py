@@ -33,7 +33,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from ppo_lib import rollout as rollouts
 from ppo_lib import worlds
 from ppo_lib.ppo_v1 import PPOTrainer
-from ppo_lib.sampling.decoding import Decoder, LlamaDecoder, decoder_for
+from ppo_lib.sampling.choice import decoder_for
+from ppo_lib.sampling.decoding import Decoder, LlamaDecoder
 from ppo_lib.sampling.graphs import GraphDecoder
 
 FOLDER = RESULTS / "speed"

@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, PositiveFloat, Positive
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
-PRESETS = Path(__file__).parent / "presets"
+PRESETS = Path(__file__).parent / "commands/presets"
 
 
 def _no_in_yaml(value):

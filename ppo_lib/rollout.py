@@ -9,7 +9,8 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppo_lib.models import Critic, model_inputs
-from ppo_lib.sampling.decoding import Decoder, decoder_for
+from ppo_lib.sampling.choice import decoder_for
+from ppo_lib.sampling.decoding import Decoder
 
 ASK_EVERY = {"cuda": 8}  # tokens after which a device is asked whether all texts have ended: a GPU must wait for it
 

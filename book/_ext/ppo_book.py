@@ -7,8 +7,8 @@
   prose cannot differ from it; a number that is not there fails the build in the same way. In a table write `\\|`.
 - The directive `{stored-table} sample_efficiency/summary.json#tasks` makes a table of a stored result, a line for each
   column: ``heading | `{arms.ppo.until.90.tokens:,d}` tokens``.
-- The directive `{figure-from} ppo_lib.lab.gallery.figure no_kl` shows in a Markdown page the Plotly figure, or the widget,
-  that a function of the library returns; words behind its name are its arguments.
+- The directive `{figure-from} ppo_lib.lab.gallery.figure no_kl` shows in a Markdown page the Plotly figure, or the
+  widget, that a function of the library returns; words behind its name are its arguments.
 - Docstrings are prose with `` `code` `` in it: the API pages show them so.
 """
 

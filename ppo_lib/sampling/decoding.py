@@ -281,12 +281,3 @@ def _projection(layer: nn.Module) -> Callable[[Tensor], Tensor]:
         return product if bias is None else product + bias
 
     return project
-
-
-def decoder_for(policy: PreTrainedModel) -> type[Decoder]:
-    """The fastest decoder that `policy` can have."""
-    from ppo_lib.sampling.graphs import GraphDecoder  # which builds on this module
-
-    if not LlamaDecoder.fits(policy):
-        return Decoder
-    return GraphDecoder if GraphDecoder.fits(policy) else LlamaDecoder

@@ -5,7 +5,7 @@ import pytest
 from ppo_lib import models, ppo, rewards, rollout
 from ppo_lib.ppo_v1 import PPOTrainer
 from ppo_lib.running import memory
-from ppo_lib.sampling import decoding
+from ppo_lib.sampling import choice, decoding
 from ppo_lib.sampling.decoding import Decoder, LlamaDecoder, LlamaStep
 from ppo_lib.sampling.graphs import CopiedLayer, GraphDecoder, Recorded, RecordedStep
 from tests.mutations.test_planted_bugs import Bug, assert_caught_and_named, assert_no_shared_message
@@ -137,4 +137,4 @@ def test_planted_bug_is_caught_and_named(bug):
 
 def test_only_two_ways_to_wrong_logits_share_a_message():
     assert_no_shared_message(BUGS[1:])
-    assert decoding.decoder_for is rollout.decoder_for, "the sampler takes another decoder than the library's"
+    assert choice.decoder_for is rollout.decoder_for, "the sampler takes another decoder than the library's"

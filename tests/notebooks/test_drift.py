@@ -34,7 +34,7 @@ def library() -> dict[str, set[str]]:
     """What ppo_lib defines, its exercises apart: each top-level name, and each method's, with every form it has."""
     found: dict[str, set[str]] = {}
     library = toc.ROOT / "ppo_lib"
-    for path in sorted(set(library.rglob("*.py")) - set(library.glob("exercises/*.py"))):  # which hold checks alone
+    for path in sorted(set(library.rglob("*.py")) - set(library.glob("lab/exercises/*.py"))):  # which hold checks alone
         for node in definitions(path.read_text("utf8")):
             methods = [part for part in ast.walk(node) if isinstance(part, ast.FunctionDef) and part is not node]
             for each in [node, *(methods if isinstance(node, ast.ClassDef) else [])]:

@@ -11,7 +11,8 @@ from ppo_lib.models import model_inputs
 from ppo_lib.rollout import encode_prompts, logprobs_of, response_logits, sample
 from ppo_lib.running.memory import add_adapters
 from ppo_lib.sampling import decoding, graphs
-from ppo_lib.sampling.decoding import Decoder, LlamaDecoder, decoder_for
+from ppo_lib.sampling.choice import decoder_for
+from ppo_lib.sampling.decoding import Decoder, LlamaDecoder
 from ppo_lib.sampling.graphs import GraphDecoder, _of_models, forget
 from tests.unit.tiny import FAMILIES, PROMPTS, byte_tokenizer, likely_eos, tiny_policy
 

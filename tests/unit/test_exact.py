@@ -22,7 +22,8 @@ from ppo_lib import models, ppo, rollout
 from ppo_lib.models import Critic, few_logits
 from ppo_lib.rewards import RewardModel
 from ppo_lib.running import memory
-from ppo_lib.sampling.decoding import Decoder, LlamaDecoder, decoder_for
+from ppo_lib.sampling.choice import decoder_for
+from ppo_lib.sampling.decoding import Decoder, LlamaDecoder
 from tests.unit.runs_v1 import PROMPTS, assert_same_run, make, make_v0, weights
 from tests.unit.test_families import made
 from tests.unit.tiny import byte_tokenizer, tiny_policy

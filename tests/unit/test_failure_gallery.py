@@ -168,7 +168,7 @@ def test_the_table_leads_to_every_fault():
 def library_texts() -> str:
     """Every string in the library's source, with `…` for what an f-string fills in."""
     texts = []
-    for path in (toc.ROOT / "ppo_lib").glob("*.py"):
+    for path in (toc.ROOT / "ppo_lib").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf8"))):
             if isinstance(node, ast.JoinedStr):
                 parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]

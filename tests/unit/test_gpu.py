@@ -7,7 +7,8 @@ from ppo_lib import ppo_v1, ppo_v2
 from ppo_lib.models import model_inputs
 from ppo_lib.rollout import encode_prompts, logprobs_of, response_logits, sample
 from ppo_lib.running.memory import add_adapters, freeze_in
-from ppo_lib.sampling.decoding import LlamaDecoder, decoder_for
+from ppo_lib.sampling.choice import decoder_for
+from ppo_lib.sampling.decoding import LlamaDecoder
 from ppo_lib.sampling.graphs import GraphDecoder
 from ppo_lib.worlds import load
 from tests.unit.tiny import PROMPTS, byte_tokenizer, likely_eos, tiny_policy
