@@ -5,4 +5,4 @@ import logging
 # Where bitsandbytes is installed, peft imports it, and on a CPU it complains of kernels that nothing here uses.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"  # the one place where it stands

@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 import cells
+import ppo_lib
 import publish
 import toc
 
@@ -205,7 +206,21 @@ def test_no_file_names_a_folder_of_the_machine_it_was_written_on(suffix):
 
 def test_the_package_and_the_changelog_name_one_version():
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf8"), re.M)[1]
-    assert Version(PROJECT["version"]).base_version == newest, "pyproject.toml and CHANGELOG.md name two versions"
+    assert Version(ppo_lib.__version__).base_version == newest, "ppo_lib/__init__.py and CHANGELOG.md name two versions"
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"])
+def test_every_file_and_command_that_the_house_names_is_there(page):
+    """`NN` and `NAME` stand for any chapter's and any world's."""
+    text = (ROOT / page).read_text("utf8")
+    top = {name.split("/")[0] for name in tracked() if "/" in name}
+    for name in re.findall(r"`((?:\w|[./-])+)`", text):
+        if name.split("/")[0] in top and "/" in name:
+            pattern = name.rstrip("/").replace("NN_name", "*").replace("NN", "*")
+            assert list(ROOT.glob(pattern)), f"{page} names {name}, which is not there"
+    commands = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text("utf8"), re.M))
+    for command in re.findall(r"(?:^    |`)make ([a-z-]+)", text, re.M):
+        assert command in commands, f"{page} names `make {command}`, which the Makefile has not"
 
 
 SAYS_HOW = re.compile(

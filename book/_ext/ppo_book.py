@@ -9,9 +9,11 @@
   column: ``heading | `{arms.ppo.until.90.tokens:,d}` tokens``.
 - The directive `{figure-from} ppo_lib.lab.gallery.figure no_kl` shows in a Markdown page the Plotly figure, or the
   widget, that a function of the library returns; words behind its name are its arguments.
+- The directive `{house}` draws the rooms of the library as boxes with their files, each a link to its source.
 - Docstrings are prose with `` `code` `` in it: the API pages show them so.
 """
 
+import ast
 import html
 import importlib
 import json
@@ -129,20 +131,28 @@ def add_figure_scripts(app: Sphinx, page: str, template: str, context: dict, doc
         app.add_js_file(script, priority=priority)
 
 
+def address_of(path: str, config) -> str:
+    """Where the repository shows a file or a folder of it."""
+    options = config.html_theme_options
+    kind = "tree" if (root() / path).is_dir() else "blob"
+    return f"{options['repository_url']}/{kind}/{options['repository_branch']}/{path}"
+
+
+def root() -> Path:
+    return Path(os.environ["PPO_BOOK_ROOT"])
+
+
 class SourceRole(SphinxRole):
     """A link to a file of the repository, or to the line of a definition in it."""
 
     def run(self):
         path, _, name = self.text.partition("#")
-        file = Path(os.environ["PPO_BOOK_ROOT"]) / path
+        file = root() / path
         line = self.line_of(name, file) if name else 0
         if not file.exists() or line is None:
             message = self.inliner.reporter.warning(f"{self.text}: no such file or definition", line=self.lineno)
             return [self.inliner.problematic(self.rawtext, self.rawtext, message)], [message]
-        options = self.config.html_theme_options
-        kind = "tree" if file.is_dir() else "blob"
-        address = f"{options['repository_url']}/{kind}/{options['repository_branch']}/{path}"
-        address += f"#L{line}" if line else ""
+        address = address_of(path, self.config) + (f"#L{line}" if line else "")
         text = name or path
         return [nodes.reference("", "", nodes.literal(text, text), refuri=address, classes=["source-link"])], []
 
@@ -248,6 +258,44 @@ class StoredTable(SphinxDirective):
         return ["| " + " | ".join(line) + " |" for line in (headings, rule, *filled)]
 
 
+class House(SphinxDirective):
+    """The rooms of `ppo_lib`, a line each: folder, a bar, what it is for, a bar, the names of its files in their order.
+
+    A room or file that is not there, or that is left out, is a warning.
+    """
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        rooms = [[part.strip() for part in line.split("|")] for line in self.content if line.strip()]
+        if problems := differences(root(), {folder: files.split() for folder, _, files in rooms}):
+            return [self.state.document.reporter.warning("; ".join(problems), line=self.lineno)]
+        boxes = "".join(self.box(*room) for room in rooms)
+        return [nodes.raw("", f'<div class="house">{boxes}</div>', format="html")]
+
+    def box(self, folder: str, words: str, files: str) -> str:
+        links = "".join(self.link(f"{folder}{name}.py", name) for name in files.split())
+        title = f'<a href="{address_of(folder, self.config)}"><code>{folder}</code></a>'
+        return f'<section><p>{title} {html.escape(words)}</p><ol>{links}</ol></section>'
+
+    def link(self, path: str, name: str) -> str:
+        first = (ast.get_docstring(ast.parse((root() / path).read_text("utf8"))) or "").partition("\n")[0]
+        return f'<li><a href="{address_of(path, self.config)}" title="{html.escape(first)}">{name}</a></li>'
+
+
+def differences(root: Path, rooms: dict[str, list[str]]) -> list[str]:
+    """What a plan of the library (folder → files) names that is not there, and what it leaves out, in words."""
+    library = root / "ppo_lib"
+    folders = [path.parent for path in library.glob("*/__init__.py")]
+    there = {"ppo_lib/": library} | {f"ppo_lib/{folder.name}/": folder for folder in folders}
+    problems = [f"{folder} is not in the plan" for folder in there.keys() - rooms.keys()]
+    for folder, files in rooms.items():
+        found = {path.stem for path in there.get(folder, root / "none").glob("*.py")} - {"__init__", "__main__"}
+        problems += [f"{folder}{name}.py is not there" for name in sorted(set(files) - found)]
+        problems += [f"{folder}{name}.py is not in the plan" for name in sorted(found - set(files))]
+    return problems
+
+
 def fields_as_list(dataclass: type) -> list[str]:
     """A dataclass's fields with the comments behind them, as a list; a field without a comment is explained above."""
     return ["", *(f"- `{name}`: {comment}" for name, comment in descriptions(dataclass).items()), ""]
@@ -279,6 +327,7 @@ def setup(app: Sphinx) -> dict:
     app.add_role("src", SourceRole())
     app.add_directive("figure-from", FigureFrom)
     app.add_directive("stored-table", StoredTable)
+    app.add_directive("house", House)
     app.connect("html-page-context", add_figure_scripts)
     app.add_role("stored", StoredRole())
     app.connect("autodoc-process-docstring", docstring_to_rst)
