@@ -8,7 +8,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 import yaml
@@ -19,7 +19,7 @@ from pydantic_core import ArgsKwargs
 PRESETS = Path(__file__).parent / "commands/presets"
 
 
-def _no_in_yaml(value):
+def _no_in_yaml(value: Any) -> Any:
     """YAML reads a bare `no` as false."""
     return "no" if value is False else value
 
@@ -91,12 +91,12 @@ def described_settings() -> list[dict[str, str]]:
     return list(rows.values())
 
 
-def later_stages(stage: type) -> list[type]:
+def later_stages(stage: type["PPOConfig"]) -> list[type["PPOConfig"]]:
     """The settings' classes that extend `stage`, the next one first."""
     return [later for child in stage.__subclasses__() for later in (child, *later_stages(child))]
 
 
-def _at_home(value):
+def _at_home(value: Any) -> Any:
     """`~/runs` is in the user's home, as in a shell."""
     return os.path.expanduser(value) if isinstance(value, str) else value
 
@@ -153,7 +153,7 @@ class PPOConfig:
 
     @model_validator(mode="before")
     @classmethod
-    def _reject_unknown_names(cls, given):
+    def _reject_unknown_names(cls, given: Any) -> Any:
         names = given.kwargs if isinstance(given, ArgsKwargs) else given
         known = [field.name for field in dataclasses.fields(cls)]
         for name in names or ():
@@ -171,7 +171,7 @@ class PPOConfig:
         return f"did you mean `{near[0]}`?" if near else f"known settings: {', '.join(known)}"
 
     @model_validator(mode="after")
-    def _check_sizes(self):
+    def _check_sizes(self) -> Self:
         if self.step_size > self.update_size:
             raise ValueError(
                 f"`minibatch_size`={self.minibatch_size} is larger than {self._update_in_words}: lower "
@@ -209,7 +209,7 @@ class PPOConfig:
         return self.total_episodes // self.rollout_size
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> "PPOConfig":
+    def from_yaml(cls, path: str | Path) -> Self:
         """Read settings from a YAML mapping; names that are absent keep their defaults.
 
         Raises:
@@ -279,7 +279,7 @@ class PPOConfigV1(PPOConfig):
     wandb_mode: Literal["offline", "online"] = "offline"  # offline needs no account; `wandb sync` uploads later
 
     @model_validator(mode="after")
-    def _check_combinations(self):
+    def _check_combinations(self) -> Self:
         if self.frozen_dtype != "float32" and not self.lora_rank:
             raise ValueError(f"`frozen_dtype`={self.frozen_dtype!r} needs frozen weights: set `lora_rank`, 16 say")
         for name in ("tensorboard", "wandb"):
@@ -301,7 +301,7 @@ class PPOConfigV1(PPOConfig):
         return 1 + math.ceil(self.num_updates / self.eval_every)
 
     @classmethod
-    def preset(cls, name: str, **settings) -> "PPOConfigV1":
+    def preset(cls, name: str, **settings: Any) -> Self:
         """The settings for a GPU of some size, "8gb", "16gb" or "32gb", with `settings` over them.
 
         Raises:
@@ -352,7 +352,7 @@ class ReplayConfig(PPOConfigV1):
     max_replay_kl: PositiveFloat | None = 1.0  # nats per token between μ and π_k; further responses are dropped
 
     @model_validator(mode="after")
-    def _check_replay(self):
+    def _check_replay(self) -> Self:
         if not self.use_replay_buffer:
             return self
         size, kept = self.replay_buffer_size, self.replay_keep_best

@@ -1,8 +1,19 @@
 """Prompts: the dataset a trainer takes, and the endless stream of batches it draws from it."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
+
+
+class Table(Protocol):
+    """What gives a column by its name: a table of `datasets`, pandas, polars, pyarrow."""
+
+    def __getitem__(self, column: str, /) -> Any: ...
+
+
+#: Texts of any length, or a table that has them in a column.
+Prompts = Sequence[str] | Table
 
 
 class PPODataset:
@@ -17,18 +28,19 @@ class PPODataset:
         TypeError: a prompt is not text, or `prompts` is one string or a mapping.
     """
 
-    def __init__(self, prompts: Sequence[str], column: str = "prompt"):
+    def __init__(self, prompts: Prompts, column: str = "prompt"):
         if isinstance(prompts, Mapping):
             raise TypeError(f"`prompts` is a mapping of {list(prompts)}: pass one split, or one list, of it")
+        texts: Any = prompts
         columns = columns_of(prompts)
         if columns is not None:
             if column not in columns:
                 raise ValueError(f"the dataset has columns {columns}, not `{column}`: pass PPODataset(data, column=…)")
-            prompts = prompts[column]
-            prompts = prompts.to_pylist() if hasattr(prompts, "to_pylist") else prompts  # pyarrow's own text type
-        if isinstance(prompts, str):
+            texts = texts[column]
+            texts = texts.to_pylist() if hasattr(texts, "to_pylist") else texts  # pyarrow's own text type
+        if isinstance(texts, str):
             raise TypeError("`prompts` is one string: pass a list of strings, e.g. PPODataset([prompt])")
-        self.prompts = [] if prompts is None else list(prompts)
+        self.prompts: list[str] = [] if texts is None else list(texts)
         if not self.prompts:
             raise ValueError("there are no prompts: PPODataset needs at least one")
         for index, prompt in enumerate(self.prompts):
@@ -44,7 +56,7 @@ class PPODataset:
         return self.prompts[index]
 
 
-def columns_of(table) -> list[str] | None:
+def columns_of(table: Any) -> list[str] | None:
     """The names of a table's columns, under whichever name its library has them; None for what is no table."""
     for names in (getattr(table, "column_names", None), getattr(table, "columns", None)):
         if names is not None and not callable(names):
@@ -53,7 +65,7 @@ def columns_of(table) -> list[str] | None:
     return list(fields) if fields else None
 
 
-def as_dataset(data) -> PPODataset:
+def as_dataset(data: PPODataset | Prompts) -> PPODataset:
     """Accept a `PPODataset`, a table with a column `prompt`, or a list of strings."""
     return data if isinstance(data, PPODataset) else PPODataset(data)
 

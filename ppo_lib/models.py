@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -46,11 +47,11 @@ def model_inputs(model: nn.Module, tokens: Tensor, attention_mask: Tensor) -> di
     return inputs
 
 
-def trunk_of(policy: PreTrainedModel) -> PreTrainedModel | None:
-    """The network below the head of `policy`, whose last states the head reads; None where there is none."""
-    trunk = policy.base_model
+def trunk_of(policy: PreTrainedModel) -> PreTrainedModel:
+    """The network below the head of `policy`, whose last states the head reads; AttributeError where there is none."""
+    trunk: Any = policy.base_model
     if trunk is policy:  # a model that is part of a larger one may name its trunk otherwise
-        trunk = getattr(policy, "model", None)
+        trunk = policy.model
     return trunk
 
 
@@ -74,7 +75,11 @@ class Critic(nn.Module):
     def forward(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         """`tokens` [B, L] → values [B, L]; the value at i is that of the text up to and including token i."""
         hidden = self.trunk(**model_inputs(self.trunk, tokens, attention_mask), use_cache=False).last_hidden_state
-        return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()
+        return self.values(hidden)
+
+    def values(self, states: Tensor) -> Tensor:
+        """Values [B, L] from the trunk's last states [B, L, D]."""
+        return self.value_head(states.to(self.value_head.weight.dtype)).squeeze(-1).float()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the trunk as `transformers` does, and the head beside it."""
@@ -97,8 +102,9 @@ class HeadOnTrunk(Critic):
     """
 
     def __init__(self, policy: PreTrainedModel, critic: Critic | None = None):
-        super().__init__(trunk_of(policy))
-        trunk = self._modules.pop("trunk")
+        trunk = trunk_of(policy)
+        super().__init__(trunk)
+        del self._modules["trunk"]
         object.__setattr__(self, "trunk", trunk)  # no module of its own: weights are counted and trained once
         if critic is not None:
             pairs = zip(critic.trunk.parameters(), trunk.parameters(), strict=True)
@@ -106,10 +112,6 @@ class HeadOnTrunk(Critic):
                 self.value_head = critic.value_head
             else:
                 warnings.warn("the critic's trunk is not the policy's: with one trunk, V(s) begins at 0", stacklevel=2)
-
-    def values(self, states: Tensor) -> Tensor:
-        """Values [B, L] from the trunk's last states [B, L, D]."""
-        return self.value_head(states.to(self.value_head.weight.dtype)).squeeze(-1).float()
 
 
 def read_policy(name: str) -> PreTrainedModel:
@@ -183,7 +185,7 @@ def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
-    done = ()
+    done: tuple[str, ...] = ()
     for name, module in list(model.named_modules()):
         if name.startswith(done) or not isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
             continue
@@ -191,21 +193,21 @@ def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
             module = module.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
         while isinstance(module, BaseTunerLayer):  # one around another, where a layer has several weights
             module.merge()
-            module = module.base_layer
+            module = module.base_layer  # type: ignore[attr-defined]  # all of its subclasses have one
         model.set_submodule(name, module)
         done += (f"{name}.",)
     model._hf_peft_config_loaded = False  # or save_pretrained would look for adapters to save
     names = [str(conversion) for conversion in getattr(model, "_weight_conversions", None) or ()]
     if any("lora_" in name for name in names):  # those of a folder of adapters: a plain model would not find its names
-        model._weight_conversions = None
+        model._weight_conversions = None  # type: ignore[assignment]  # torch knows modules and tensors alone
     return model.requires_grad_(True)
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of `model` in 32-bit floats, on the CPU, with its adapters added into its weights."""
     device = model.device
-    plain = copy.deepcopy(model.to("cpu")).float()  # a GPU that needs adapters has no room for a copy
-    model.to(device)
+    plain = copy.deepcopy(model.cpu()).float()  # a GPU that needs adapters has no room for a copy
+    model.to(device)  # type: ignore[arg-type]  # as transformers wraps it, it seems to take a model
     return merge_adapters(plain)
 
 
@@ -260,6 +262,7 @@ def settle_positions(model: nn.Module, longest: int) -> bool:
     compare. Where `longest` is beyond that length, long factors are taken for all texts. Returns whether this was done.
     """
     switched = False
+    module: Any  # what rotates has a configuration and frequencies, in whichever class
     for module in model.modules():
         if getattr(module, "rope_type", None) != "longrope":
             continue
@@ -283,7 +286,8 @@ def allowed_inexactness(model: PreTrainedModel) -> float:
 
 def vocabulary_size(model: PreTrainedModel) -> int:
     """Rows of the input embedding, V."""
-    return model.get_input_embeddings().weight.shape[0]
+    embedding: Any = model.get_input_embeddings()
+    return embedding.weight.shape[0]
 
 
 def context_length(model: PreTrainedModel) -> float:

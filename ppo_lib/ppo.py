@@ -7,15 +7,16 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ppo_lib import worlds
 from ppo_lib.config import PPOConfig
-from ppo_lib.data import PPODataset, PromptBatches, as_dataset
+from ppo_lib.data import PPODataset, PromptBatches, Prompts, as_dataset
 from ppo_lib.estimators import gae, kl_k1, masked_mean, masked_var, token_rewards, whiten
 from ppo_lib.losses import clip_fraction, entropy_of, policy_loss, value_clip_fraction, value_loss
 from ppo_lib.models import (
@@ -79,6 +80,12 @@ class PPOTrainer:
     """
 
     config_class = PPOConfig
+    config: PPOConfig
+    policy: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    reward: RewardFunction
+    critic: Critic
+    reference: PreTrainedModel
 
     def __init__(
         self,
@@ -89,7 +96,7 @@ class PPOTrainer:
         reference: PreTrainedModel | None = None,
         critic: Critic | None = None,
         config: PPOConfig | None = None,
-        **settings,
+        **settings: Any,
     ):
         if isinstance(model, PreTrainedModel):
             settings["model"] = model.name_or_path or type(model).__name__
@@ -112,7 +119,8 @@ class PPOTrainer:
         self.reference = self.make_reference(reference)
         check_same_vocabulary(self.policy, self.reference, "reference")
         check_same_vocabulary(self.policy, self.critic.trunk, "critic")
-        for network in (self.policy, self.critic, self.reference):
+        networks: list[nn.Module] = [self.policy, self.critic, self.reference]
+        for network in networks:
             network.to(self.device).eval()  # dropout stays off: old and new log-probabilities must compare
         if isinstance(self.reward, RewardModel):
             self.reward.bind(self.policy, self.tokenizer)
@@ -126,7 +134,7 @@ class PPOTrainer:
         self.owns_output_dir = False  # whether what lies there is this trainer's
         self.run_began = 0  # responses that earlier, whole runs of this trainer sampled
 
-    def _load(self, model, reward, tokenizer, critic) -> None:
+    def _load(self, model: Any, reward: Any, tokenizer: PreTrainedTokenizerBase | None, critic: Critic | None) -> None:
         policy, name = model, self.config.model
         if isinstance(model, PreTrainedModel):
             if tokenizer is None:
@@ -156,7 +164,7 @@ class PPOTrainer:
 
     def train(
         self,
-        dataset: PPODataset,
+        dataset: PPODataset | Prompts,
         callback: Callable[["PPOTrainer", Rollout, Metrics], bool | None] | None = None,
     ) -> list[Metrics]:
         """Run updates until `config.total_episodes` responses were sampled, and return the metrics of each.
@@ -445,12 +453,12 @@ class PPOTrainer:
     def record(self, metrics: Metrics) -> None:
         """Append metrics to `metrics.jsonl`, where there is an `output_dir`."""
         if self.config.output_dir:
-            with open(Path(self.config.output_dir) / "metrics.jsonl", "a", encoding="utf-8") as file:
+            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(metrics) + "\n")
 
     def open_output_dir(self) -> None:
         """Make `output_dir` and write the settings into it; raise ValueError where it holds another run's logs."""
-        folder = Path(self.config.output_dir)
+        folder = self.folder
         if not self.owns_output_dir and (folder / "metrics.jsonl").exists():
             raise ValueError(f"`output_dir`={str(folder)!r} holds an earlier run: choose another folder or remove it")
         folder.mkdir(parents=True, exist_ok=True)
@@ -465,15 +473,15 @@ class PPOTrainer:
         """
         longest, more = 0, self.config.max_new_tokens
         for tokenizer, rooms in self.rooms():
-            role = min(rooms, key=rooms.get)
+            role, room = min(rooms.items(), key=lambda pair: pair[1])
             lengths = prompt_lengths(tokenizer, dataset.prompts)
             for index, length in enumerate(lengths):
                 if length == 0:
                     raise ValueError(f"prompt {index} ({dataset[index]!r}) has no tokens to go on from: drop it")
-                if length + more > rooms[role]:
+                if length + more > room:
                     raise ValueError(
                         f"prompt {index} has {length} tokens; with `max_new_tokens`={more} it exceeds the {role}'s "
-                        f"context of {rooms[role]}: shorten or drop the prompt, or lower `max_new_tokens`"
+                        f"context of {room}: shorten or drop the prompt, or lower `max_new_tokens`"
                     )
             longest = longest or max(lengths) + more  # the first are the policy's tokens
         switched = [settle_positions(network, longest) for network in (self.policy, self.reference, self.critic)]
@@ -489,7 +497,9 @@ class PPOTrainer:
         """Tokenizers, the policy's first, and the contexts of the models that read their tokens."""
         networks = {"policy": self.policy, "reference": self.reference, "critic": self.critic.trunk}
         yield self.tokenizer, {role: context_length(network) for role, network in networks.items()}
-        yield from ((judge.tokenizer, {role: context_length(judge.model)}) for role, judge in self.reward_models())
+        for role, judge in self.reward_models():
+            assert judge.tokenizer is not None  # it was bound to the policy's where it came with none
+            yield judge.tokenizer, {role: context_length(judge.model)}
 
     def reward_models(self) -> Iterator[tuple[str, RewardModel]]:
         """The rewards that are models, by their roles."""
@@ -507,15 +517,21 @@ class PPOTrainer:
         return self.respond(dataset.prompts, torch.Generator().manual_seed(seed), greedy).responses
 
     @property
+    def folder(self) -> Path:
+        """The `output_dir` of a run that has one."""
+        assert self.config.output_dir is not None
+        return Path(self.config.output_dir)
+
+    @property
     def model_dir(self) -> Path:
         """Where a run with an `output_dir` saves its models."""
-        return Path(self.config.output_dir) / "model"
+        return self.folder / "model"
 
     def save(self, folder: str | Path) -> None:
         """Write policy, tokenizer and critic; `PPOTrainer(model=folder, reward=…)` and every stage load them."""
         save_models(folder, self.policy, self.tokenizer, self.critic)
 
-    def plot(self):
+    def plot(self) -> Any:
         """The training metrics so far as a Plotly figure."""
         from ppo_lib.lab.plots import training_figure
 

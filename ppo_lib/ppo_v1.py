@@ -3,15 +3,18 @@
 import contextlib
 import dataclasses
 import math
+import os
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
-from accelerate.tracking import get_available_trackers
+from accelerate.tracking import GeneralTracker, get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from safetensors import SafetensorError
 from torch import Tensor
@@ -20,7 +23,7 @@ from transformers import PreTrainedModel
 from ppo_lib import ppo
 from ppo_lib import rollout as rollouts
 from ppo_lib.config import PPOConfigV1
-from ppo_lib.data import PPODataset, as_dataset
+from ppo_lib.data import PPODataset, Prompts, as_dataset
 from ppo_lib.models import Critic, HeadOnTrunk, save_models
 from ppo_lib.ppo import Metrics, as_numbers
 from ppo_lib.rewards import RewardFunction, RewardModel, as_reward
@@ -52,20 +55,22 @@ class PPOTrainer(ppo.PPOTrainer):
     """
 
     config_class = PPOConfigV1
+    config: PPOConfigV1
+    optimizer: AcceleratedOptimizer
 
     def __init__(
         self,
-        model=None,
+        model: PreTrainedModel | str | os.PathLike | None = None,
         reward: RewardFunction | None = None,
         *,
         resume_from_checkpoint: bool | str | Path | None = None,
         eval_reward: RewardFunction | None = None,
         config: PPOConfigV1 | None = None,
-        **others,
+        **others: Any,
     ):
         state = None
         if resume_from_checkpoint:
-            output_dir = others.get("output_dir") or (config and config.output_dir)
+            output_dir = others.get("output_dir") or (config.output_dir if config else None)
             state, self._run_dir = resume.find_state(resume_from_checkpoint, output_dir)
         if state is not None:
             if not output_dir and self._run_dir and state["config"]["output_dir"]:
@@ -143,7 +148,8 @@ class PPOTrainer(ppo.PPOTrainer):
         return schedule
 
     def _make_accelerator(self) -> Accelerator:
-        config, trackers = self.config, []
+        config = self.config
+        trackers: list[GeneralTracker | str] = []
         if config.mixed_precision == "fp16" and self.device.type != "cuda":
             raise ValueError("`mixed_precision`='fp16' needs a GPU: use \"bf16\" on a CPU")
         if config.output_dir:
@@ -171,10 +177,10 @@ class PPOTrainer(ppo.PPOTrainer):
 
     # the run
 
-    def train(
+    def train(  # type: ignore[override]  # held-out prompts stand beside those to train on
         self,
-        train_dataset: PPODataset,
-        eval_dataset: PPODataset | None = None,
+        train_dataset: PPODataset | Prompts,
+        eval_dataset: PPODataset | Prompts | None = None,
         callback: Callable[["PPOTrainer", Rollout, Metrics], bool | None] | None = None,
     ) -> list[Metrics]:
         """As v0's, with held-out evaluations; a resumed run goes on from its checkpoint.
@@ -233,7 +239,7 @@ class PPOTrainer(ppo.PPOTrainer):
 
     def prepare(self, dataset: PPODataset) -> None:
         if self.resumed_state:
-            heldout = self.eval_dataset and self.eval_dataset.prompts
+            heldout = self.eval_dataset.prompts if self.eval_dataset else None
             resume.check_prompts(self.resumed_state, dataset.prompts, heldout)
         if self.eval_dataset:
             self.check_room(self.eval_dataset)
@@ -300,6 +306,7 @@ class PPOTrainer(ppo.PPOTrainer):
 
     def evaluate_at(self, update: int) -> Metrics:
         """Evaluate on the held-out prompts, and keep metrics and some responses as those of `update`."""
+        assert self.eval_dataset is not None
         self.tell(f"evaluating {len(self.eval_dataset)} prompts")
         rng = checkpoint.rng_state()  # a reward may draw from the process's generators
         metrics, rows = evaluate(self, self.eval_dataset.prompts, self.eval_reward, self.config.seed)
@@ -327,12 +334,15 @@ class PPOTrainer(ppo.PPOTrainer):
         uniforms = rollouts.draw_uniforms(generator, tokens, len(prompts))  # whatever the parts, the same ones
 
         def work(size: int) -> Rollout:
-            parts, models = [], (self.policy, self.tokenizer)
+            parts: list[Rollout] = []
             for rows in (slice(first, first + size) for first in range(0, len(prompts), size)):
                 if parts:
                     self.tell(f"{rows.start} of {len(prompts)} responses sampled")
-                numbers = dict(uniforms=uniforms[:, rows], decoder=self.decoder)
-                parts.append(rollouts.sample(*models, prompts[rows], tokens, temperature, None, greedy, **numbers))
+                part = rollouts.sample(
+                    self.policy, self.tokenizer, prompts[rows], tokens, temperature, None, greedy,
+                    uniforms[:, rows], self.decoder,
+                )  # fmt: skip
+                parts.append(part)
             return concatenate(parts, self.tokenizer.pad_token_id)
 
         with self.autocast():
@@ -453,16 +463,17 @@ class PPOTrainer(ppo.PPOTrainer):
     @property
     def best_dir(self) -> Path:
         """Where the models of the best held-out score are kept."""
-        return Path(self.config.output_dir) / "best"
+        return self.folder / "best"
 
     @property
     def checkpoint_dir(self) -> Path:
-        return Path(self.config.output_dir) / "checkpoints"
+        return self.folder / "checkpoints"
 
     def open_output_dir(self) -> None:
         """As in v0; a resumed run cuts its logs back to the checkpoint and goes on with them."""
-        folder = Path(self.config.output_dir)
+        folder = self.folder
         if self.resumed_state:
+            assert self.jsonl is not None  # a run with an `output_dir` has one
             if self.jsonl.path.exists() and folder.resolve() != self._run_dir:
                 raise ValueError(f"`output_dir`={str(folder)!r} holds another run than the resumed one: choose another")
             folder.mkdir(parents=True, exist_ok=True)

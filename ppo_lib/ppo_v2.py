@@ -6,6 +6,7 @@ the policy that sampled a response. On fresh responses μ = π_k, all weights ar
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -29,8 +30,9 @@ class PPOTrainerWithReplay(ppo_v1.PPOTrainer):
     """
 
     config_class = ReplayConfig
+    config: ReplayConfig
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         config = self.config
         self.buffer = ReplayBuffer(
@@ -72,7 +74,8 @@ class PPOTrainerWithReplay(ppo_v1.PPOTrainer):
 
     def mix(self, rollout: Rollout, version: int) -> tuple[Rollout, Metrics]:
         """The batch of update `version`: the fresh rollout and replayed rows, with credit assigned to both anew."""
-        replayed, seen = self.buffer.sample(self.replay_size(version), version, self.generator), {}
+        seen: Metrics = {}
+        replayed = self.buffer.sample(self.replay_size(version), version, self.generator)
         if replayed is not None:
             replayed, seen = self.refresh(replayed.to(self.device))
         if replayed is None:

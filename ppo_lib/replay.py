@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ppo_lib.rollout import Rollout, decode_responses, encode_prompts
+from ppo_lib.rollout import LATER, Rollout, decode_responses, encode_prompts
 
 
 @dataclass
@@ -22,10 +22,10 @@ class ReplayRollout(Rollout):
     `logprobs` are those of π_k, the policy at the start of the update: the centre of the clip.
     """
 
-    behaviour_logprobs: Tensor | None = None  # [B, T], log μ(a_t), of the policy that sampled
-    ages: Tensor | None = None  # [B], updates since sampling; 0 on fresh rows
-    sampling_weights: Tensor | None = None  # [B], ω, corrects for prioritised sampling; 1 on fresh rows
-    weights: Tensor | None = None  # [B, T], what the advantages were multiplied by: min(π_k/μ, C) and its like
+    behaviour_logprobs: Tensor = LATER  # [B, T], log μ(a_t), of the policy that sampled
+    ages: Tensor = LATER  # [B], updates since sampling; 0 on fresh rows
+    sampling_weights: Tensor = LATER  # [B], ω, corrects for prioritised sampling; 1 on fresh rows
+    weights: Tensor = LATER  # [B, T], what the advantages were multiplied by: min(π_k/μ, C) and its like
 
 
 def most_held(fresh: int, staleness_threshold: int, capacity: int, keep_best: float = 0.0) -> int:
@@ -118,7 +118,7 @@ class ReplayBuffer:
             ):
                 self.fields[name][place] = 0
                 self.fields[name][place, :length] = source[row, :length].to(self.fields[name])
-            values = {
+            values: dict[str, int | Tensor] = {
                 "lengths": length, "ended": rollout.ended[row], "scores": rollout.scores[row], "versions": version,
                 "reuses": 0, "last_used": version,
             }  # fmt: skip

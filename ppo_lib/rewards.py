@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class RewardModel:
                 "or write a function (prompts, responses) -> scores that picks one"
             )
         self.model = model.requires_grad_(False).eval()
-        self.tokenizer = None
+        self.tokenizer: PreTrainedTokenizerBase | None = None
         if tokenizer is not None:
             self._adopt(tokenizer)
 
@@ -60,11 +61,17 @@ class RewardModel:
 
     @torch.no_grad()
     def __call__(self, prompts: list[str], responses: list[str]) -> Tensor:
-        """Scores [B]."""
+        """Scores [B].
+
+        Raises:
+            ValueError: the model came with no tokenizer, and no trainer has lent it the policy's.
+        """
+        if self.tokenizer is None:
+            raise ValueError("the reward model has no tokenizer yet: pass its own, RewardModel(model, tokenizer)")
         return sequence_scores(self.model, self.tokenizer, [p + r for p, r in zip(prompts, responses, strict=True)])
 
 
-def as_reward(reward) -> RewardFunction:
+def as_reward(reward: Any) -> RewardFunction:
     """A reward as the trainer calls it; a bare sequence-classification model is wrapped in a `RewardModel`.
 
     Raises:

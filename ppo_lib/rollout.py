@@ -1,7 +1,9 @@
 """The rollout: the one batch that flows prompts → sample → score → estimate → update, and its sampler."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from ppo_lib.sampling.choice import decoder_for
 from ppo_lib.sampling.decoding import Decoder
 
 ASK_EVERY = {"cuda": 8}  # tokens after which a device is asked whether all texts have ended: a GPU must wait for it
+LATER: Any = None  # what a field holds until a later step of the update fills it
 
 
 @dataclass
@@ -32,14 +35,14 @@ class Rollout:
     ended: Tensor  # [B] bool, true where EOS was sampled, false where the response was cut off
     # policies
     logprobs: Tensor  # [B, T], log π_old(a_t), of the distribution that was sampled from
-    ref_logprobs: Tensor | None = None  # [B, T], log π_ref(a_t)
+    ref_logprobs: Tensor = LATER  # [B, T], log π_ref(a_t)
     # outcome
-    scores: Tensor | None = None  # [B], the reward's word on each whole response
-    rewards: Tensor | None = None  # [B, T], score and KL penalty, token by token
+    scores: Tensor = LATER  # [B], the reward's word on each whole response
+    rewards: Tensor = LATER  # [B, T], score and KL penalty, token by token
     # values
-    values: Tensor | None = None  # [B, T+1], V(s_t) before each token and after the last
-    advantages: Tensor | None = None  # [B, T], A_t
-    returns: Tensor | None = None  # [B, T], A_t + V(s_t), from advantages before whitening
+    values: Tensor = LATER  # [B, T+1], V(s_t) before each token and after the last
+    advantages: Tensor = LATER  # [B, T], A_t
+    returns: Tensor = LATER  # [B, T], A_t + V(s_t), from advantages before whitening
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -59,8 +62,8 @@ class Rollout:
         """Sampled tokens of each response: [B]."""
         return self.mask.sum(dim=1)
 
-    def _map(self, on_tensor, on_list) -> "Rollout":
-        fields = {}
+    def _map(self, on_tensor: Callable[[str, Tensor], Tensor], on_list: Callable[[list], list]) -> Self:
+        fields: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
@@ -68,16 +71,16 @@ class Rollout:
             fields[field.name] = on_list(value) if isinstance(value, list) else value
         return type(self)(**fields)
 
-    def to(self, device: torch.device | str) -> "Rollout":
+    def to(self, device: torch.device | str) -> Self:
         """The same rollout with its tensors on `device`."""
         return self._map(lambda _, tensor: tensor.to(device), list)
 
-    def select(self, index: Tensor) -> "Rollout":
+    def select(self, index: Tensor) -> Self:
         """The rows `index` [b] of every field."""
         rows = index.tolist()
         return self._map(lambda _, tensor: tensor[index.to(tensor.device)], lambda texts: [texts[row] for row in rows])
 
-    def trimmed(self) -> "Rollout":
+    def trimmed(self) -> Self:
         """The same rollout without the columns in which no row has a token: nothing is computed for them."""
         before = self.prompt_mask.shape[1] - int(self.prompt_mask.sum(dim=1).max())
         after = self.mask.shape[1] - int(self.lengths.max())
@@ -96,7 +99,7 @@ def concatenate(rollouts: list[Rollout], pad_token_id: int) -> Rollout:
     The rollouts are of one class and have the same fields filled.
     """
 
-    def joined(name: str):
+    def joined(name: str) -> Any:
         rows = [getattr(rollout, name) for rollout in rollouts]
         if rows[0] is None:
             return None
@@ -170,8 +173,8 @@ def spend_uniforms(generator: torch.Generator | None, tokens: int, count: int) -
 
 def decode_responses(tokenizer: PreTrainedTokenizerBase, prompts: list[Tensor], responses: list[Tensor]) -> list[str]:
     """Texts of the responses, decoded behind their prompts: alone, some tokenizers drop a leading space."""
-    heads = tokenizer.batch_decode(prompts, skip_special_tokens=True)
-    joined = [torch.cat(pair) for pair in zip(prompts, responses, strict=True)]
+    heads = tokenizer.batch_decode([prompt.tolist() for prompt in prompts], skip_special_tokens=True)
+    joined = [torch.cat(pair).tolist() for pair in zip(prompts, responses, strict=True)]
     wholes = tokenizer.batch_decode(joined, skip_special_tokens=True)
     return [whole[len(head) :] for head, whole in zip(heads, wholes, strict=True)]
 
@@ -204,16 +207,15 @@ def sample(
     response_ids = torch.full((count, max_new_tokens), tokenizer.pad_token_id, device=device)
     mask = torch.zeros(count, max_new_tokens, dtype=torch.bool, device=device)
     logprobs = torch.zeros(count, max_new_tokens, device=device)
-    decoder = (decoder or decoder_for(policy))(policy, prompt_ids, prompt_mask, max_new_tokens)
-    rows = torch.arange(count, device=device)  # the texts that the decoder still has
+    writer = (decoder or decoder_for(policy))(policy, prompt_ids, prompt_mask, max_new_tokens)
+    rows = torch.arange(count, device=device)  # the texts that the writer still has
     running = torch.ones(count, dtype=torch.bool, device=device)  # which of them go on
     ended = torch.ones(count, dtype=torch.bool, device=device)
     every = ASK_EVERY.get(device.type, 1)
-    own = uniforms is None
-    uniforms = (draw_uniforms(generator, max_new_tokens, count) if own else uniforms).to(device)
+    numbers = (draw_uniforms(generator, max_new_tokens, count) if uniforms is None else uniforms).to(device)
     for t in range(max_new_tokens):
-        step_logprobs = torch.log_softmax(decoder.logits.float() / temperature, dim=-1)  # [b, V]
-        token = step_logprobs.argmax(dim=-1) if greedy else draw(step_logprobs, uniforms[t, rows])  # [b]
+        step_logprobs = torch.log_softmax(writer.logits.float() / temperature, dim=-1)  # [b, V]
+        token = step_logprobs.argmax(dim=-1) if greedy else draw(step_logprobs, numbers[t, rows])  # [b]
         token = torch.where(running, token, tokenizer.pad_token_id)
         response_ids[rows, t], mask[rows, t] = token, running
         logprobs[rows, t] = step_logprobs.gather(1, token[:, None]).squeeze(1).masked_fill(~running, 0.0)
@@ -224,13 +226,13 @@ def sample(
             going = int(running.sum())
             if going == 0:
                 break
-            if going <= decoder.SHARE_THAT_STAYS * len(rows):
-                decoder.keep(running.nonzero().flatten())
+            if going <= writer.SHARE_THAT_STAYS * len(rows):
+                writer.keep(running.nonzero().flatten())
                 rows, token, running = rows[running], token[running], running[running]
-        decoder.append(token)
+        writer.append(token)
     ended[rows] = ~running
     longest = int(mask.sum(dim=1).max())
-    if own:
+    if uniforms is None:
         spend_uniforms(generator, longest, count)
     response_ids, mask, logprobs = response_ids[:, :longest], mask[:, :longest], logprobs[:, :longest]
     prompt_rows = [row[kept] for row, kept in zip(prompt_ids, prompt_mask, strict=True)]

@@ -13,12 +13,17 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pydantic
+
+if TYPE_CHECKING:
+    from ppo_lib.config import PPOConfigV1
+    from ppo_lib.ppo_v1 import PPOTrainer
 
 RUN_FAILED, BAD_INPUT, PIPE_CLOSED = 1, 2, 128 + 13
 EXAMPLES = {
@@ -95,7 +100,7 @@ def command_line(argv: list[str] | None) -> int:
         except BrokenPipeError:
             raise
         except RunEnded as ended:
-            code, error, lines = ended.code, ended.__cause__, [str(ended)]
+            code, error, lines = ended.code, ended.__cause__ or ended, [str(ended)]
         except KeyboardInterrupt as stop:
             code, error, lines = exit_code(stop), stop, [f"stopped by {signal_name(stop)}"]
         except (ValueError, TypeError, ImportError, OSError) as bad:
@@ -135,7 +140,7 @@ def not_understood(words: list[str], command: str, commands: dict[str, argparse.
 
 def parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """What understands the command line, and the part for each command."""
-    form = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    form: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     shown = "\n".join(example.splitlines()[1] for example in EXAMPLES.values())
     top = argparse.ArgumentParser(
         prog="python -m ppo_lib", description="PPO for language models.", **form,
@@ -144,8 +149,8 @@ def parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
     commands = top.add_subparsers(required=True, metavar="command")
 
     def command(name: str, does: Callable, text: str) -> argparse.ArgumentParser:
-        about = {"help": text, "description": text[0].upper() + text[1:] + ".", "epilog": "examples:" + EXAMPLES[name]}
-        sub = commands.add_parser(name, **about, **form)
+        about = text[0].upper() + text[1:] + "."
+        sub = commands.add_parser(name, help=text, description=about, epilog="examples:" + EXAMPLES[name], **form)
         sub.set_defaults(command=does)
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         if name in ("train", "resume", "eval"):
@@ -203,7 +208,7 @@ def train_command(arguments: argparse.Namespace) -> None:
     run(arguments, f"train {config.model} {where}", trainer, prompts, heldout)
 
 
-def dry_run(config, place: str | None) -> None:
+def dry_run(config: "PPOConfigV1", place: str | None) -> None:
     """Print the plan at once, and then the time, which has to be measured."""
     from ppo_lib.commands import inputs
     from ppo_lib.commands.plan import plan
@@ -318,10 +323,10 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def sigterm_as_exception():
+def sigterm_as_exception() -> Iterator[None]:
     """Within the block SIGTERM raises, as Ctrl-C does, so that a run ends in order."""
 
-    def end(*_):
+    def end(*_: Any) -> NoReturn:
         raise Terminated
 
     before = signal.signal(signal.SIGTERM, end)
@@ -339,7 +344,9 @@ def exit_code(stop: KeyboardInterrupt) -> int:
     return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
-def run(arguments: argparse.Namespace, title: str, trainer, prompts: list[str], heldout: list[str] | None) -> None:
+def run(
+    arguments: argparse.Namespace, title: str, trainer: "PPOTrainer", prompts: list[str], heldout: list[str] | None
+) -> None:
     """Train, and say what will be done, and where things are, also where the run does not come to its end."""
     from ppo_lib.commands.places import in_shell
     from ppo_lib.running.checkpoint import CheckpointError, checkpoints
@@ -349,7 +356,7 @@ def run(arguments: argparse.Namespace, title: str, trainer, prompts: list[str], 
     output_dir = trainer.config.output_dir
     rewards = {"--reward": arguments.reward, "--eval-reward": arguments.eval_reward}
     words = [word for option, place in rewards.items() if place for word in (option, place)]
-    go_on = in_shell("resume", output_dir, *words)
+    go_on = in_shell("resume", output_dir, *words) if output_dir else ""
     if arguments.samples and heldout is None:
         raise ValueError("--samples shows responses to held-out prompts, and there are none: set `eval_prompts`")
     if not trainer.updates_left:
@@ -365,13 +372,13 @@ def run(arguments: argparse.Namespace, title: str, trainer, prompts: list[str], 
     except BaseException as error:
         if isinstance(error, CheckpointError) or not hasattr(trainer, "batches"):
             raise  # it had not begun
-        stopped = isinstance(error, KeyboardInterrupt)
-        why = f"stopped by {signal_name(error)}" if stopped else f"the run failed: {one_line(error)}"
+        stop = error if isinstance(error, KeyboardInterrupt) else None
+        why = f"stopped by {signal_name(stop)}" if stop else f"the run failed: {one_line(error)}"
         why = "stopped, as nobody reads its output any more" if isinstance(error, BrokenPipeError) else why
         last = checkpoints(trainer.checkpoint_dir)[-1:] if output_dir else []
         where = f"the last checkpoint is {last[0]}" if last else "there is no checkpoint"
         how = f"; go on with: {go_on}" if last else ""
-        code = exit_code(error) if stopped else RUN_FAILED
+        code = exit_code(stop) if stop else RUN_FAILED
         raise RunEnded(f"{why}, after {len(trainer.history)} whole updates; {where}{how}", code) from error
     parts = [updates(len(trainer.history)), f"score {number(trainer.history[-1]['objective/scores'], '.3f')}"]
     parts += [f"held out {number(trainer.evaluations[-1]['eval/score'], '.3f')}"] if trainer.evaluations else []
@@ -382,7 +389,7 @@ def updates(count: int) -> str:
     return "1 update" if count == 1 else f"{count} updates"
 
 
-def what_will_be_done(trainer, prompts: list[str], heldout: list[str] | None, go_on: str) -> list[str]:
+def what_will_be_done(trainer: "PPOTrainer", prompts: list[str], heldout: list[str] | None, go_on: str) -> list[str]:
     """The run in a few lines: what is trained, when it is judged, how it is stopped and gone on with."""
     config = trainer.config
     stage = "v2" if hasattr(config, "use_replay_buffer") else "v1"

@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pydantic
 import yaml
@@ -85,6 +86,8 @@ def reward_function(place: str, option: str = "--reward") -> RewardFunction:
         raise ValueError(f"{option} {place}: Python has a module {path.stem!r} already: give the file another name")
     sys.path[:] = [str(path.parent), *(folder for folder in sys.path if folder != str(path.parent))]
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{option} {place}: the name of a Python file ends in .py")
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
     setattr(module, OF_REWARD, True)
     try:
@@ -130,9 +133,12 @@ def _no_world(model: str, consequence: str) -> str:
 def prompts_of(config: PPOConfigV1) -> tuple[list[str], list[str] | None]:
     """Prompts to train on and held-out ones, from the files that `config` names or from its world."""
     world = worlds.load(config.model) if config.model in worlds.NAMES else None
-    if not config.train_prompts and not world:
+    if config.train_prompts:
+        train = _prompts_named(config, "train_prompts")
+    elif world:
+        train = world.prompts
+    else:
         raise ValueError(_no_world(config.model, "brings no prompts: set `train_prompts`"))
-    train = _prompts_named(config, "train_prompts") if config.train_prompts else world.prompts
     if config.eval_prompts:
         return train, _prompts_named(config, "eval_prompts")
     return train, world.heldout_prompts if world else None
@@ -161,8 +167,8 @@ def prompts_in(path: str) -> list[str]:
     except UnicodeDecodeError as error:
         number = data[: error.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason}): save the file as UTF-8") from error
-    lines = enumerate(re.split(r"\r\n|\n|\r", text), start=1)
-    lines = [(number, line) for number, line in lines if line.strip()]
+    numbered = enumerate(re.split(r"\r\n|\n|\r", text), start=1)
+    lines = [(number, line) for number, line in numbered if line.strip()]
     if Path(path).suffix.lower() not in (".jsonl", ".ndjson"):
         return [line for _, line in lines]
     return [_prompt_of(line, f"{path}, line {number}") for number, line in lines]
@@ -187,10 +193,11 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict]:
     if is_checkpoint(folder):
         return folder, checkpoint.load_checkpoint(folder)["config"]
     state, newest = resume.newest_state(folder)
+    assert state is not None and newest is not None  # one was required
     return newest, state["config"]
 
 
-def continued(folder: Path, changes: dict, reward: str | None, **others) -> tuple:
+def continued(folder: Path, changes: dict, reward: str | None, **others: Any) -> tuple:
     """The trainer of the newest whole checkpoint of the run in `folder`, or of the checkpoint `folder`, with `changes`
     to its settings; its prompts for training and held out; and which checkpoint it is.
 
@@ -217,14 +224,16 @@ def saved(model: str, changes: dict, reward: str | None) -> tuple:
     """A trainer of saved weights, with the settings, prompts and reference of the run whose folder they are in."""
     of_run = Path(model).parent / "config.yaml"
     settings = read_mapping(of_run) if Path(model).is_dir() and of_run.exists() else {"model": model}
-    plain = {"output_dir": None, "report_to": [], "lora_rank": None, "frozen_dtype": "float32"}
+    plain: dict[str, Any] = {"output_dir": None, "report_to": [], "lora_rank": None, "frozen_dtype": "float32"}
     config = config_of(settings | plain | changes)
     judge, trainer = reward_of(config, reward), trainer_class(settings | changes)
     if config.model == model:
         return trainer(None, judge, config=config), *prompts_of(config)
-    world = worlds.load(config.model) if config.model in worlds.NAMES else None
-    reference = world.model if world else load_policy(config.model)[0]
-    judge = judge or world.reward
+    if config.model in worlds.NAMES:
+        world = worlds.load(config.model)
+        reference, judge = world.model, judge or world.reward
+    else:
+        reference = load_policy(config.model)[0]
     return trainer(model, judge, reference=reference.requires_grad_(False), config=config), *prompts_of(config)
 
 

@@ -6,9 +6,9 @@ for any architecture, and a model of any size takes seconds and no memory.
 """
 
 import copy
-import types
 import weakref
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, Cache, LlamaConfig, PretrainedConfig, Qwen2Config
 
 from ppo_lib.config import PPOConfigV1
-from ppo_lib.models import model_inputs
+from ppo_lib.models import model_inputs, vocabulary_size
 from ppo_lib.ppo_v1 import PPOTrainer
 from ppo_lib.rollout import Rollout, draw
 from ppo_lib.running.memory import FittingSize, forward_size
@@ -114,8 +114,8 @@ class ShapesOnly(PPOTrainer):
             self.reference = self.make_reference(None)
         for network in (self.policy, self.critic, self.reference):
             network.eval()
-        self.forward_batch = types.SimpleNamespace(fit=lambda work: work(config.rollout_size))
-        self.vocabulary = self.policy.get_input_embeddings().num_embeddings
+        self.forward_batch = FittingSize("shapes", config.rollout_size)
+        self.vocabulary = vocabulary_size(self.policy)
         own = {id(p): p for network in (self.policy, self.critic) for p in network.parameters()}
         trained = [p for p in own.values() if p.requires_grad]
         self.gradient_bytes = sum(map(nbytes, trained))
@@ -141,7 +141,7 @@ class ShapesOnly(PPOTrainer):
 
     def pretend_cpu(self) -> None:
         """Inside a FakeTensorMode: put all weights on a CPU, for mixed precision is not to be had on no device."""
-        fakes: dict[int, Tensor] = {}  # tied weights stay tied
+        fakes: dict[int, Any] = {}  # tied weights stay tied
         for network in (self.policy, self.critic, self.reference):
             for module in network.modules():
                 for store in (module._parameters, module._buffers):
@@ -161,7 +161,7 @@ class ShapesOnly(PPOTrainer):
         last = self._forward_with_cache(size, length, cache)
         return max(first, last, key=lambda parts: sum(parts.values()))
 
-    def _forward_with_cache(self, size: int, length: int, cache) -> dict[str, int]:
+    def _forward_with_cache(self, size: int, length: int, cache: Cache | None) -> dict[str, int]:
         ids = torch.zeros(size, 1 if cache else length, dtype=torch.long)
         inputs = model_inputs(self.policy, ids, torch.ones(size, length, dtype=torch.long))
         watch = LiveMemory(self.vocabulary)
@@ -223,7 +223,7 @@ class LiveMemory(TorchDispatchMode):
         self.peak: dict[str, int] = {}
         self.known: dict[int, list] = {}  # storage → its part and size
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         for leaf in tree_leaves(result):
@@ -254,7 +254,8 @@ class LiveMemory(TorchDispatchMode):
 
 def entries(cache: Cache | None) -> list[Tensor]:
     """Keys and values of a key-value cache."""
-    return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)] if cache else []
+    layers: list[Any] = cache.layers if cache else []
+    return [tensor for layer in layers for tensor in (layer.keys, layer.values)]
 
 
 def nbytes(tensor: Tensor) -> int:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -101,7 +102,7 @@ def replay(config: PPOConfigV1) -> dict[str, str]:
     fresh, replayed, size = config.rollout_size, config.replay_sample_size, config.replay_buffer_size
     times = {"replay_sample_size": replayed / fresh}
     times |= {"max_replay_reuse": config.max_replay_reuse, "staleness_threshold": config.staleness_threshold}
-    tightest = min(times, key=times.get)
+    tightest = min(times, key=lambda name: times[name])
     kept = kept_for_scores(size, config.replay_keep_best)
     most = most_held(fresh, config.staleness_threshold, size, config.replay_keep_best)
     best = f", {kept} of them for their scores alone, however old" if kept else ""
@@ -117,7 +118,8 @@ def replay(config: PPOConfigV1) -> dict[str, str]:
 def buffer_bytes(config: ReplayConfig) -> int:
     """What the replay buffer will take."""
     with torch.device("meta"):
-        return ReplayBuffer(config.replay_buffer_size, config.max_new_tokens, None).nbytes
+        no_tokenizer: Any = None  # none is needed for its size
+        return ReplayBuffer(config.replay_buffer_size, config.max_new_tokens, no_tokenizer).nbytes
 
 
 def disk(config: PPOConfigV1, shapes: ShapesOnly, evaluates: bool) -> dict[str, str]:
@@ -144,7 +146,7 @@ def memory_table(moments: dict[str, dict[str, int]]) -> list[str]:
     head = f"{'memory':30}" + "".join(f"{moment:>16}" for moment in moments)
     lines = [f"  {TITLES[part]:28}" + "".join(f"{gb(moments[m][part]):>16}" for m in moments) for part in PARTS]
     total = f"  {'together':28}" + "".join(f"{gb(size):>16}" for size in totals.values())
-    worst = max(totals, key=totals.get)
+    worst = max(totals, key=lambda moment: totals[moment])
     peak = f"peak: {gb(totals[worst])} ({worst}), without a reward model and the GPU's driver"
     return [head, *lines, total, "", peak]
 

@@ -9,7 +9,8 @@ import os
 import textwrap
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 __all__ = ["STRICT", "expect", "path_length", "rounding"]
 
@@ -54,14 +55,13 @@ def rounding(*numbers: Tensor | float, terms: int, dtype: torch.dtype | None = N
     """
     if terms < 1 or not numbers:
         raise ValueError("`rounding` needs at least one number and one term")
-    numbers = [number.detach() if isinstance(number, Tensor) else number for number in numbers]
     floating = [number.dtype for number in numbers if isinstance(number, Tensor) and number.is_floating_point()]
     dtype = dtype or max(floating, key=lambda each: torch.finfo(each).eps, default=torch.float32)
-    largest = max(float(number.abs().max()) if isinstance(number, Tensor) else abs(number) for number in numbers)
-    return 8 * math.sqrt(terms) * (torch.finfo(dtype).eps / 2) * largest
+    sizes = [float(number.detach().abs().max()) if isinstance(number, Tensor) else abs(number) for number in numbers]
+    return 8 * math.sqrt(terms) * (torch.finfo(dtype).eps / 2) * max(sizes)
 
 
-def path_length(model: nn.Module, length: int) -> int:
+def path_length(model: PreTrainedModel, length: int) -> int:
     """Operations on the longest path from a token of a text of `length` tokens to a logit of a decoder."""
     config = model.config.get_text_config()
     width, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size

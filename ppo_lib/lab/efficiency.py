@@ -50,13 +50,13 @@ def ratio_interval(baseline: Sequence[float], other: Sequence[float], seed: int 
 
 def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
     """The mean of n ≥ 2 runs and its 95 % bootstrap interval."""
-    values = np.asarray(values, float)
-    if np.ptp(values) == 0:  # scipy warns that there is nothing to resample
-        return float(values[0]), float(values[0]), float(values[0])
+    runs = np.asarray(values, float)
+    if np.ptp(runs) == 0:  # scipy warns that there is nothing to resample
+        return float(runs[0]), float(runs[0]), float(runs[0])
     interval = stats.bootstrap(
-        (values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(seed)
+        (runs,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(seed)
     ).confidence_interval
-    return float(values.mean()), float(interval.low), float(interval.high)
+    return float(runs.mean()), float(interval.low), float(interval.high)
 
 
 def probability_of_improvement(baseline: Sequence[float], other: Sequence[float]) -> float:

@@ -3,7 +3,7 @@
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,8 +47,9 @@ def trained_curve(
     Raises:
         ValueError: the settings contradict each other.
     """
-    world, curve = worlds.load("reviews"), []
-    settings = {"batch_size": 8, "device": "cpu", "response_logits_only": True} | dict(settings)
+    world = worlds.load("reviews")
+    curve: Curve = []
+    settings = {"batch_size": 8, "device": "cpu", "response_logits_only": True, **settings}
     trainer = PPOTrainerWithReplay(
         "reviews", world.reward, total_episodes=episodes, seed=seed, eval_every=EVERY // settings["batch_size"],
         eval_samples=0, **settings,
@@ -63,7 +64,7 @@ def trained_curve(
             **{name: metrics.get(metric, NO_REPLAY[name]) for name, metric in HEALTH.items()},
         })  # fmt: skip
 
-    def callback(trainer, rollout, metrics) -> None:
+    def callback(trainer: Any, rollout: Any, metrics: Mapping) -> None:
         if "eval/score" in metrics:
             if not curve:
                 note(trainer.evaluations[0], 0, {})
@@ -108,13 +109,13 @@ class ReplayExplorer(Described):
     grid = traitlets.Dict().tag(sync=True)
     positions = traitlets.List(traitlets.Int()).tag(sync=True)
     share = traitlets.Int(SHARES.index(75)).tag(sync=True)
-    runs = traitlets.List().tag(sync=True)  # the reader's own
+    runs = traitlets.List(traitlets.Dict()).tag(sync=True)  # the reader's own
     training = traitlets.Dict().tag(sync=True)  # how far the present one is; empty where none is
     failure = traitlets.Unicode().tag(sync=True)
 
     def __init__(
         self,
-        rows: Sequence[Mapping[str, float]],
+        rows: Sequence[dict[str, float]],
         about: Mapping[str, Any],
         *,
         caption: str,
@@ -258,6 +259,6 @@ def _health(curve: Curve, setting: Mapping[str, float]) -> dict[str, list[float]
     }
 
 
-def _short(numbers) -> list[float]:
+def _short(numbers: Iterable[float]) -> list[float]:
     """Four significant digits are enough to draw."""
     return [float(f"{number:.4g}") for number in numbers]

@@ -10,12 +10,16 @@ is on one side of a bound in every run with the fault, and on the other side in 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ppo_lib.lab.plots import PALETTE, style
 from ppo_lib.lab.stored import load
+
+if TYPE_CHECKING:
+    from ppo_lib.lab.widgets import FigureSlider
 
 __all__ = ["FAULTS", "Fault", "Sign", "chooser", "figure", "runs"]
 
@@ -312,7 +316,7 @@ CHOOSER_PANELS = (
 )  # fmt: skip
 
 
-def chooser():
+def chooser() -> "FigureSlider":
     """A slider over the faults: the same six metrics for each."""
     from ppo_lib.lab.widgets import FigureSlider
 

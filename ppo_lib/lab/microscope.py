@@ -74,7 +74,7 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return tokenizer.batch_decode([ids], skip_special_tokens=False, clean_up_tokenization_spaces=False)[0]
 
 
 def _common_prefix(one: str, other: str) -> int:
@@ -188,7 +188,7 @@ def view_of(frames: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _scale(name: str, column: list[float]) -> dict[str, Any]:
     """The quantity's texts, and the range of its colours: the 98th percentile of the distance from its centre."""
     plain = {"label": name.replace("_", " "), "note": "", "total": "mean"}
-    quantity = {"id": name, "centre": 0.0, "log": False, "flag": None} | QUANTITIES.get(name, plain)
+    quantity: dict[str, Any] = {"id": name, "centre": 0.0, "log": False, "flag": None} | QUANTITIES.get(name, plain)
     if column and all(isinstance(value, bool) for value in column) and not quantity["flag"]:
         quantity["flag"] = ["no", "yes"]
     values = torch.tensor(column, dtype=torch.float64)

@@ -291,7 +291,8 @@ def _alpha(colour: str, alpha: float) -> str:
 def _diverging(position: float) -> tuple[int, int, int]:
     end = POSITIVE if position > 0 else NEGATIVE
     share = min(abs(position), 1)
-    return tuple(round(middle + share * (tip - middle)) for middle, tip in zip(MIDDLE, end, strict=True))
+    red, green, blue = (round(middle + share * (tip - middle)) for middle, tip in zip(MIDDLE, end, strict=True))
+    return red, green, blue
 
 
 def luminance(colour: tuple[int, int, int]) -> float:
@@ -307,4 +308,5 @@ def contrast(one: tuple[int, int, int], other: tuple[int, int, int]) -> float:
 
 
 def _ink_on(colour: tuple[int, int, int]) -> str:
-    return max(("#000000", "#ffffff"), key=lambda ink: contrast(colour, tuple(bytes.fromhex(ink[1:]))))
+    inks = {"#000000": (0, 0, 0), "#ffffff": (255, 255, 255)}
+    return max(inks, key=lambda ink: contrast(colour, inks[ink]))

@@ -44,9 +44,8 @@ def grow_tree(
         probabilities, tokens = logits.softmax(dim=-1).topk(branches, dim=-1)  # [states, branches]
         grown = []
         for parent, row_probabilities, row_tokens in zip(level, probabilities.tolist(), tokens.tolist(), strict=True):
-            above = nodes[parent]
-            for probability, token in zip(row_probabilities, row_tokens, strict=True):
-                text = tokenizer.decode([token])
+            above, texts = nodes[parent], tokenizer.batch_decode([[token] for token in row_tokens])
+            for probability, token, text in zip(row_probabilities, row_tokens, texts, strict=True):
                 joint = above.joint * probability
                 nodes.append(Node(text, probability, joint, parent, above.depth + 1, (*above.ids, token)))
                 if token != tokenizer.eos_token_id:

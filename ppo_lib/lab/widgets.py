@@ -72,8 +72,8 @@ class FigureSlider(Described):
 
     _esm = module("plotting.js", "figure_slider.js")
     shared = traitlets.Dict().tag(sync=True)
-    frames = traitlets.List().tag(sync=True)
-    controls = traitlets.List().tag(sync=True)
+    frames = traitlets.List(traitlets.Dict()).tag(sync=True)
+    controls = traitlets.List(traitlets.Dict()).tag(sync=True)
     positions = traitlets.List(traitlets.Int()).tag(sync=True)
     alts = traitlets.List(traitlets.Unicode()).tag(sync=True)
 
@@ -90,7 +90,8 @@ class FigureSlider(Described):
     ):
         by_name = isinstance(values, Mapping)
         name = "" if by_name else next(iter(inspect.signature(draw).parameters))
-        self._values = {key: list(v) for key, v in (values.items() if by_name else [(name, values)])}
+        choices = values if isinstance(values, Mapping) else {name: values}
+        self._values = {key: list(each) for key, each in choices.items()}
         labels = label if isinstance(label, Mapping) else {} if label is None else {name: label}
         starts = start if isinstance(start, Mapping) else {} if start is None else {name: start}
         count = math.prod(map(len, self._values.values()))

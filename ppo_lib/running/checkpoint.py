@@ -117,7 +117,7 @@ def load_newest(folder: str | Path) -> tuple[dict[str, Any] | None, Path | None,
 
     State and path are None where there is no whole one.
     """
-    passed_over = []
+    passed_over: list[str] = []
     for path in reversed(checkpoints(folder)):
         try:
             return load_checkpoint(path), path, passed_over
@@ -167,9 +167,10 @@ def fingerprint(*parts: Tensor | str) -> str:
     """SHA-256 of tensors and texts, to tell whether two runs have the same."""
     digest = hashlib.sha256()
     for part in parts:
-        if isinstance(part, Tensor):
-            part = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        digest.update(part.encode() if isinstance(part, str) else part)
+        if isinstance(part, str):
+            digest.update(part.encode())
+        else:
+            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         digest.update(b"\0")
     return digest.hexdigest()
 

@@ -34,8 +34,8 @@ def evaluate(
     for rollout in (sampled, greedy):
         rollout.scores = score_responses(reward, rollout.prompts, rollout.responses)
     with torch.no_grad():
-        kl = kl_k1(sampled.logprobs, trainer.reference_logprobs(sampled)).masked_fill(~sampled.mask, 0.0)
-    score, kl = sampled.scores.mean().item(), kl.sum(dim=1).mean().item()
+        by_token = kl_k1(sampled.logprobs, trainer.reference_logprobs(sampled)).masked_fill(~sampled.mask, 0.0)
+    score, kl = sampled.scores.mean().item(), by_token.sum(dim=1).mean().item()
     metrics = {
         "eval/score": score,
         "eval/score_greedy": greedy.scores.mean().item(),

@@ -80,11 +80,17 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> 
         raise ValueError("the model already has adapters, of an earlier trainer say: load it again, or merge them")
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
     own = [name for name, layer in layers if not is_product_of_rows(layer)]
-    targets = dict(target_modules="all-linear", exclude_modules=own or None)
     try:
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,  # type: ignore[arg-type]  # peft says int, and divides all the same
+            lora_dropout=0.0,
+            target_modules="all-linear",
+            exclude_modules=own or None,
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, **targets))
+            model.add_adapter(config)
     except (ValueError, RuntimeError, NotImplementedError) as error:
         raise ValueError(
             f"`lora_rank`: peft puts no adapters into {type(model).__name__} ({error}): set lora_rank=None"
@@ -179,11 +185,11 @@ def check_head(policy: PreTrainedModel) -> None:
     head, trunk, seen = policy.get_output_embeddings(), trunk_of(policy), []
     generator = torch.Generator().manual_seed(0)
 
-    def put_states(module, inputs, output):
+    def put_states(module: nn.Module, inputs: tuple, output: Any) -> Any:
         output.last_hidden_state = states.to(output.last_hidden_state)
         return output
 
-    def put_logits(module, inputs, output):
+    def put_logits(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
         seen.append(inputs[0])
         return logits.to(output)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ STATE = {
 }  # fmt: skip
 
 
-def find_state(wanted: bool | str | Path, output_dir: str | None) -> tuple[dict[str, Any] | None, Path | None]:
+def find_state(wanted: Literal[True] | str | Path, output_dir: str | None) -> tuple[dict[str, Any] | None, Path | None]:
     """The state to go on from and the output folder of its run, which may have been moved since; None to start afresh.
 
     Says which broken checkpoints it passed over.
@@ -42,9 +42,10 @@ def find_state(wanted: bool | str | Path, output_dir: str | None) -> tuple[dict[
         CheckpointError: there is no whole checkpoint (with True: there are only broken ones).
         ValueError: True without an `output_dir`.
     """
-    if wanted is True and not output_dir:
+    place = output_dir if wanted is True else wanted
+    if not place:
         raise ValueError("`resume_from_checkpoint`=True looks in `output_dir`: set it, or name a checkpoint")
-    folder = Path(output_dir if wanted is True else wanted).expanduser()
+    folder = Path(place).expanduser()
     if (folder / checkpoint.MANIFEST).exists() or folder.is_file() or folder.name.startswith(checkpoint.PREFIX):
         named = folder.resolve().parent
         return checkpoint.load_checkpoint(folder), named.parent if named.name == "checkpoints" else None
@@ -194,7 +195,7 @@ def restore_data(trainer: "PPOTrainer", state: dict[str, Any]) -> None:
 def reward_names(trainer: "PPOTrainer") -> dict[str, str]:
     """What the reward and the held-out judge are called; a checkpoint holds no functions, so it cannot hold them."""
 
-    def name(reward) -> str:
+    def name(reward: Any) -> str:
         if isinstance(reward, RewardModel):
             return f"the reward model {reward.model.name_or_path or type(reward.model).__name__}"
         return getattr(reward, "__qualname__", type(reward).__qualname__)

@@ -77,13 +77,14 @@ class Schedule:
 
     def step(self, heldout_score: float | None = None) -> None:
         """Move to the next update; a plateau looks at `heldout_score` where there is one."""
+        schedule = self.parts[0]
         if self.warmup_left:
             self.warmup_left -= 1
             self.parts[-1].step()
-        elif not self.on_plateau:
-            self.parts[0].step()
+        elif not isinstance(schedule, ReduceLROnPlateau):
+            schedule.step()
         elif heldout_score is not None:
-            self.parts[0].step(heldout_score)
+            schedule.step(heldout_score)
 
     def skip(self, updates: int) -> None:
         """Stand where `updates` updates lead, none of which is done here."""

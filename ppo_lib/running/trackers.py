@@ -10,6 +10,7 @@ import sys
 import warnings
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -47,7 +48,7 @@ class JSONLines(GeneralTracker):
     def tracker(self) -> Path:
         return self.path
 
-    def log(self, values: dict, step: int | None = None, **kwargs) -> None:
+    def log(self, values: dict, step: int | None = None, **kwargs: Any) -> None:
         """Append `values`; NaN and infinity, which JSON lacks, become null."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         self.waiting.append(json.dumps(finite, ensure_ascii=False) + "\n")
@@ -82,7 +83,7 @@ class Console(GeneralTracker):
     requires_logging_directory = False
     header_every = 20
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.rows = 0
 
@@ -90,7 +91,7 @@ class Console(GeneralTracker):
     def tracker(self) -> None:
         return None
 
-    def log(self, values: dict, step: int | None = None, **kwargs) -> None:
+    def log(self, values: dict, step: int | None = None, **kwargs: Any) -> None:
         """Print one row, and the titles above every `header_every` of them."""
         if self.rows % self.header_every == 0:
             tqdm.write(" ".join(f"{title:>9}" for title in COLUMNS.values()), file=sys.stdout)
@@ -107,7 +108,7 @@ class SampleLines(GeneralTracker):
     name = "sample lines"
     requires_logging_directory = False
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.rows: list[dict] = []
 
@@ -115,7 +116,7 @@ class SampleLines(GeneralTracker):
     def tracker(self) -> None:
         return None
 
-    def log(self, values: dict, step: int | None = None, **kwargs) -> None:
+    def log(self, values: dict, step: int | None = None, **kwargs: Any) -> None:
         """Print the responses that came since the last row."""
         for row in self.rows:
             prompt, response = in_one_line(row["prompt"], 32, end=True), in_one_line(row["sampled"], 56)

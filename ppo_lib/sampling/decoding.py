@@ -5,6 +5,7 @@ third of the operations and no copy of the cache; on a small model, operations a
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from transformers.models.qwen2 import modeling_qwen2 as qwen2
 from ppo_lib.models import model_inputs, takes
 
 # The classes whose arithmetic `LlamaStep` and `LlamaLayer` write out: of the trunk, then of its parts.
-PARTS = {
+PARTS: dict[type[PreTrainedModel], tuple[type[nn.Module], ...]] = {
     LlamaForCausalLM: (
         llama.LlamaModel, llama.LlamaDecoderLayer, llama.LlamaAttention, llama.LlamaMLP, llama.LlamaRMSNorm,
         llama.LlamaRotaryEmbedding,
@@ -28,6 +29,8 @@ PARTS = {
         qwen2.Qwen2RotaryEmbedding,
     ),
 }  # fmt: skip
+Layer = llama.LlamaDecoderLayer | qwen2.Qwen2DecoderLayer
+Norm = llama.LlamaRMSNorm | qwen2.Qwen2RMSNorm
 ATTENTION = {"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"}  # transformers' own
 
 # Where a CPU multiplies W xᵀ faster than x Wᵀ, measured: by 1.4 at 16 rows and 576 columns.
@@ -84,7 +87,8 @@ class LlamaDecoder(Decoder):
         config = policy.config
         if type(policy) not in PARTS or type(policy.model) is not PARTS[type(policy)][0]:
             return False
-        layers, kinds = policy.model.layers, PARTS[type(policy)][1:]
+        layers: Any = policy.model.layers
+        kinds = PARTS[type(policy)][1:]
         parts = [policy.model.norm, policy.model.rotary_emb]
         for layer in layers:
             parts += [layer, layer.self_attn, layer.mlp, layer.input_layernorm, layer.post_attention_layernorm]
@@ -179,7 +183,7 @@ class LlamaStep:
 class LlamaLayer:
     """The parts of a transformers layer as plain functions of rows [b, n], which cost less to call than modules."""
 
-    def __init__(self, layer: nn.Module):
+    def __init__(self, layer: Layer):
         attention, mlp = layer.self_attn, layer.mlp
         self.input_norm, self.post_norm = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
         self.q, self.k = _projection(attention.q_proj), _projection(attention.k_proj)
@@ -190,7 +194,10 @@ class LlamaLayer:
         half = torch.is_autocast_enabled(weight.device.type) or weight.dtype != torch.float32
         self.attend = attend_by_kernel if half else _attend
 
-    def step(self, x, cos, sin, keys, values, hidden, now: int | Tensor, seen: slice) -> Tensor:
+    def step(
+        self, x: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, now: int | Tensor,
+        seen: slice,
+    ) -> Tensor:  # fmt: skip
         """What the layer makes of `x` [B, D], whose keys and values go to the place `now`."""
         (rows, groups, _, dim), (heads, value) = keys.shape, self.heads_and_value(x)
         heads = heads.view(rows, -1, dim)
@@ -203,7 +210,7 @@ class LlamaLayer:
         return x + self.mlp(x)
 
     @staticmethod
-    def put(where: Tensor, now: int, what: Tensor) -> None:
+    def put(where: Tensor, now: int | Tensor, what: Tensor) -> None:
         where[:, :, now] = what
 
     def heads_and_value(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -228,7 +235,7 @@ def attend_by_kernel(asked: Tensor, keys: Tensor, values: Tensor, hidden: Tensor
     return scaled_dot_product_attention(asked.to(keys.dtype), keys, values.to(keys.dtype), attn_mask=hidden)
 
 
-def _norm(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+def _norm(layer: Norm) -> Callable[[Tensor], Tensor]:
     weight, epsilon = layer.weight, layer.variance_epsilon
     return lambda x: rms_norm(x, weight.shape, weight, epsilon)
 
@@ -237,20 +244,20 @@ def is_untouched(module: nn.Module) -> bool:
     """Whether nothing runs in the forward pass of `module` but its class's own: no hook, no other `forward`."""
     if module._forward_hooks or module._forward_pre_hooks:
         return False
-    forward = vars(module).get("forward")
+    forward: Any = vars(module).get("forward")
     if getattr(forward, "func", None) is recomputed:  # which changes when activations are computed, not what they are
         forward = forward.args[0]
     return forward is None or getattr(forward, "__func__", None) is type(module).forward
 
 
-def recomputed(forward: Callable, *args, **kwargs):
+def recomputed(forward: Callable, *args: Any, **kwargs: Any) -> Any:
     """`forward`, whose activations are computed again in the backward pass."""
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
-def is_product(layer: nn.Module) -> bool:
+def is_product(layer: Any) -> bool:
     """Whether a layer is a matrix product, with or without adapters that can be added to its weight without loss."""
     if type(layer) is nn.Linear:
         return True
@@ -258,7 +265,7 @@ def is_product(layer: nn.Module) -> bool:
     return plain and not any(layer.use_dora.values()) and not any(layer.lora_bias.values())
 
 
-def effective_weight(layer: nn.Module) -> Tensor:
+def effective_weight(layer: Any) -> Tensor:
     """What a layer that `is_product` multiplies by, its adapters added."""
     if type(layer) is nn.Linear:
         return layer.weight
@@ -266,7 +273,7 @@ def effective_weight(layer: nn.Module) -> Tensor:
     return sum((layer.get_delta_weight(name) for name in active if name in layer.lora_A), layer.base_layer.weight)
 
 
-def _projection(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+def _projection(layer: Any) -> Callable[[Tensor], Tensor]:
     """`layer` itself where it is no plain matrix product; few rows are multiplied as columns where that is faster."""
     if not is_product(layer) or torch.is_autocast_enabled(layer.weight.device.type):
         return layer

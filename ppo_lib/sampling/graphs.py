@@ -13,9 +13,11 @@ from torch.nn.functional import embedding, linear
 from transformers import PreTrainedModel
 
 from ppo_lib.sampling.decoding import (
+    Layer,
     LlamaDecoder,
     LlamaLayer,
     LlamaStep,
+    Norm,
     attend_by_kernel,
     effective_weight,
     is_product,
@@ -33,6 +35,7 @@ class GraphDecoder(LlamaDecoder):
     """
 
     SHARE_THAT_STAYS = 0.5
+    step: "RecordedStep"
 
     @staticmethod
     def fits(policy: PreTrainedModel) -> bool:
@@ -42,7 +45,7 @@ class GraphDecoder(LlamaDecoder):
             return False
         return all(is_product(layer) for name, layer in policy.model.named_modules() if name.endswith("_proj"))
 
-    def make_step(self, room: int) -> LlamaStep:
+    def make_step(self, room: int) -> "RecordedStep":
         rows, length = self.attention_mask.shape
         device = self.policy.device.type
         autocast = torch.is_autocast_enabled(device)
@@ -71,7 +74,8 @@ class Recorded:
     """The weights of a model as `dtype`, and the steps that were recorded with them."""
 
     def __init__(self, policy: PreTrainedModel, dtype: torch.dtype):
-        self.dtype, self.steps = dtype, {}
+        self.dtype = dtype
+        self.steps: dict[tuple[int, int], RecordedStep] = {}
         self.layers = [CopiedLayer(layer, dtype) for layer in policy.model.layers]
         self.norm, self.embedding = _norm(policy.model.norm), torch.empty_like(policy.model.embed_tokens.weight)
         tied = policy.lm_head.weight is policy.model.embed_tokens.weight and dtype == self.embedding.dtype
@@ -127,7 +131,7 @@ class RecordedStep(LlamaStep):
         self.tokens = torch.zeros(rows, dtype=torch.long, device=policy.device)
         self.now = torch.zeros(1, dtype=torch.long, device=policy.device)  # the place of the next token
         self.hidden.fill_(-torch.inf)
-        self.graph = None
+        self.graph: torch.cuda.CUDAGraph | None = None
         if policy.device.type == "cuda":
             with torch.cuda.device(policy.device), torch.no_grad():
                 self.record(_stream(policy.device))
@@ -179,8 +183,17 @@ class CopiedLayer(nn.Module):
     """A `decoding.LlamaLayer` with weights of its own, those of queries, keys and values side by side in one."""
 
     step, attend = LlamaLayer.step, staticmethod(attend_by_kernel)
+    # the weights [rows, columns], and their biases where the model has any
+    qkv: Tensor
+    out: Tensor
+    gate_up: Tensor
+    down: Tensor
+    qkv_bias: Tensor | None
+    out_bias: Tensor | None
+    gate_up_bias: Tensor | None
+    down_bias: Tensor | None
 
-    def __init__(self, layer: nn.Module, dtype: torch.dtype):
+    def __init__(self, layer: Layer, dtype: torch.dtype):
         super().__init__()
         self.input_norm, self.post_norm = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
         for name, sources in _sources(layer).items():
@@ -191,7 +204,7 @@ class CopiedLayer(nn.Module):
         q, k, _ = _sources(layer)["qkv"]
         self.sizes, self.act = [q.out_features + k.out_features, k.out_features], layer.mlp.act_fn
 
-    def read(self, layer: nn.Module) -> None:
+    def read(self, layer: Layer) -> None:
         """Copy the weights as they are now."""
         self.input_norm.weight.copy_(layer.input_layernorm.weight)
         self.post_norm.weight.copy_(layer.post_attention_layernorm.weight)
@@ -219,13 +232,13 @@ class CopiedLayer(nn.Module):
         return linear(self.act(gate) * up, self.down, self.down_bias)
 
 
-def _norm(layer: nn.Module) -> nn.RMSNorm:
+def _norm(layer: Norm) -> nn.RMSNorm:
     """transformers' norm as torch's, which is one kernel."""
     weight = layer.weight
     return nn.RMSNorm(weight.shape, layer.variance_epsilon, device=weight.device, dtype=weight.dtype)
 
 
-def _sources(layer: nn.Module) -> dict[str, list[nn.Module]]:
+def _sources(layer: Layer) -> dict[str, list[nn.Linear]]:
     """Which projections of a transformers layer lie in each weight of its copy, one below the other."""
     attention, mlp = layer.self_attn, layer.mlp
     return {

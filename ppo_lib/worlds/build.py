@@ -99,14 +99,16 @@ def build_proxy(tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str, 
     return model.eval()
 
 
-def score_pairs(model, tokenizer, pairs: list[tuple[str, str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
+def score_pairs(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str, str]]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores of the chosen [N] and of the rejected [N] texts of N pairs."""
     texts = [prompt + chosen for prompt, chosen, _ in pairs] + [prompt + rejected for prompt, _, rejected in pairs]
     chosen, rejected = sequence_scores(model, tokenizer, texts).chunk(2)
     return chosen, rejected
 
 
-def report_sums(tokenizer, policy) -> None:
+def report_sums(tokenizer: PreTrainedTokenizerFast, policy: PreTrainedModel) -> None:
     """Print how often the sums are right, sampled and greedy, and a few responses."""
     asked = sums.problems()[: sums.PROMPTS]
     for greedy in (False, True):
@@ -119,7 +121,7 @@ def report_sums(tokenizer, policy) -> None:
 
 
 @torch.no_grad()
-def report(tokenizer, policy, proxy) -> None:
+def report(tokenizer: PreTrainedTokenizerFast, policy: PreTrainedModel, proxy: PreTrainedModel) -> None:
     """Print what the world is like: base rates, lengths, the proxy's held-out accuracy, samples."""
     train, heldout = reviews.prompts()
     asked = random.Random(5).choices(train, k=8192)

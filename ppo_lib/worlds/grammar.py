@@ -51,7 +51,8 @@ class _Writer:
     """Writes the parts of one review and says no word of substance twice."""
 
     def __init__(self, rng: random.Random):
-        self.rng, self.mood, self.used = rng, rng.choice((1, -1)), set()
+        self.rng, self.mood = rng, rng.choice((1, -1))
+        self.used: set[str] = set()
 
     def pick(self, words: Sequence[str]) -> str:
         word = self.rng.choice([word for word in words if word not in self.used])

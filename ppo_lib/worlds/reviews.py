@@ -9,6 +9,7 @@ import math
 import random
 import re
 from importlib.resources import as_file, files
+from typing import Any
 
 import torch
 from transformers import (
@@ -81,7 +82,7 @@ def sparse_reward(prompts: list[str], responses: list[str]) -> list[float]:
     return [float(grammar.RARE_FORM in response.lower()) for _, response in zip(prompts, responses, strict=True)]
 
 
-def load_shipped(model_class: type, folder: str):
+def load_shipped(model_class: type[PreTrainedModel | PreTrainedTokenizerBase], folder: str) -> Any:
     """`model_class.from_pretrained` on a shipped folder, without its progress bar."""
     with no_foreign_bars(), as_file(files(__package__) / "data" / folder) as path:
         return model_class.from_pretrained(path)
@@ -107,7 +108,7 @@ def load_reward_model() -> RewardModel:
     return RewardModel(load_proxy_model(), load_tokenizer())
 
 
-def llama_config(tokenizer: PreTrainedTokenizerBase, hidden: int, layers: int, **extra) -> LlamaConfig:
+def llama_config(tokenizer: PreTrainedTokenizerBase, hidden: int, layers: int, **extra: Any) -> LlamaConfig:
     """A small Llama over this tokenizer: `hidden` wide, `layers` deep, 4 heads."""
     return LlamaConfig(
         vocab_size=len(tokenizer),

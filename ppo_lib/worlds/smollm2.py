@@ -15,6 +15,7 @@ import time
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -136,11 +137,12 @@ def render(tokenizer: PreTrainedTokenizerBase, remarks: list[str]) -> list[str]:
     """Each remark as a user's turn in the model's chat template, up to where the assistant's answer starts."""
     system = {"role": "system", "content": SYSTEM}
     chats = [[system, {"role": "user", "content": remark}] for remark in remarks]
-    return tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+    texts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+    return cast(list[str], texts)  # with tokenize=False they are never ids
 
 
 @cache
-def _analyzer():
+def _analyzer() -> Any:
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError as error:

@@ -7,6 +7,7 @@ Source: the GGUF format, https://github.com/ggml-org/ggml/blob/master/docs/gguf.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,10 +53,10 @@ def convert(gguf_file: Path, folder: Path) -> None:
     read_tokenizer(reader).save_pretrained(folder)
 
 
-def read_config(reader) -> LlamaConfig:
+def read_config(reader: Any) -> LlamaConfig:
     """The shape of the model, from a `gguf.GGUFReader`."""
 
-    def field(name):
+    def field(name: str) -> Any:
         return reader.fields[name].contents()
 
     return LlamaConfig(
@@ -77,11 +78,11 @@ def read_config(reader) -> LlamaConfig:
     )
 
 
-def read_weights(reader, config: LlamaConfig) -> dict[str, torch.Tensor]:
+def read_weights(reader: Any, config: LlamaConfig) -> dict[str, torch.Tensor]:
     """Float32 weights under the names `transformers` gives them, from a `gguf.GGUFReader`."""
     from gguf import dequantize
 
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    heads: dict[str, Any] = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     weights = {}
     for tensor in reader.tensors:
         array = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
@@ -108,13 +109,13 @@ def _halves_apart(weight: np.ndarray, heads: int) -> np.ndarray:
     return pairs.swapaxes(1, 2).reshape(weight.shape)
 
 
-def read_tokenizer(reader) -> PreTrainedTokenizerFast:
+def read_tokenizer(reader: Any) -> PreTrainedTokenizerFast:
     """The tokenizer of SmolLM2, from a `gguf.GGUFReader`: byte-level BPE in which every digit is a token of its own."""
     tokens = reader.fields["tokenizer.ggml.tokens"].contents()
     kinds = reader.fields["tokenizer.ggml.token_type"].contents()
     merges = reader.fields["tokenizer.ggml.merges"].contents()
 
-    def named(field):
+    def named(field: str) -> str:
         return tokens[reader.fields[f"tokenizer.ggml.{field}_token_id"].contents()]
 
     return build_tokenizer(
@@ -131,7 +132,7 @@ def read_tokenizer(reader) -> PreTrainedTokenizerFast:
 
 
 def build_tokenizer(
-    vocabulary: dict[str, int], merges: list[tuple[str, str]], special: list[str], **settings
+    vocabulary: dict[str, int], merges: list[tuple[str, str]], special: list[str], **settings: Any
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with SmolLM2's pre-tokenizer; `settings` go to `PreTrainedTokenizerFast`.
 

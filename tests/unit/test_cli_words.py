@@ -189,6 +189,7 @@ def test_a_folder_that_may_not_be_written_is_told_before_the_models_are_loaded(t
         ("train run.yaml --samples 0", "--samples 0: write a number of prompts, 1 or more"),
         ("train run.yaml --reward judge.py:lenght", "defines no function 'lenght': did you mean length?"),
         ("train run.yaml --reward broken.py:f", "division by zero: --reward broken.py:f: running broken.py failed"),
+        ("train run.yaml --reward held.txt:f", "--reward held.txt:f: the name of a Python file ends in .py"),
         ("train run.yaml --eval-reward judge:f", "--eval-reward judge:f: write path/to/file.py:function"),
         ("settings lerning_rate", "no setting has 'lerning_rate' in its name: did you mean learning_rate?"),
     ],

@@ -61,6 +61,11 @@ def test_reward_model_needs_one_output():
         RewardModel(classifier(num_labels=2), byte_tokenizer())
 
 
+def test_reward_model_without_a_tokenizer_says_what_it_lacks():
+    with pytest.raises(ValueError, match=r"has no tokenizer yet: pass its own, RewardModel\(model, tokenizer\)"):
+        RewardModel(classifier())(["a"], ["b"])
+
+
 def test_shared_vocabulary_is_checked():
     with pytest.raises(ValueError, match="the reward model has a vocabulary of 300 tokens, the policy one of 258"):
         RewardModel(classifier(vocab_size=300)).bind(tiny_policy(), byte_tokenizer())

@@ -51,7 +51,7 @@ ratio = Exercise(
 )
 
 
-def _loss(new, old, advantages, mask, cliprange, pick=torch.minimum, sign=-1.0, mean=masked_mean):
+def _loss(new, old, advantages, mask, cliprange, *, pick=torch.minimum, sign=-1.0, mean=masked_mean):
     """The clipped loss with one part exchanged."""
     ratio = torch.exp(new - old)
     clipped = ratio.clamp(1 - cliprange, 1 + cliprange)

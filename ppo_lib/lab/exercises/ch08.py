@@ -17,7 +17,8 @@ class Disk:
     """
 
     def __init__(self, files: dict[str, str], lives: int | None = None):
-        self.files, self.lives, self.unflushed, self.operations = dict(files), lives, set(), 0
+        self.files, self.lives, self.operations = dict(files), lives, 0
+        self.unflushed: set[str] = set()
 
     def write(self, name: str, text: str) -> None:
         """Make the file `name`, emptying one that is there, and write `text` to it: two operations."""

@@ -8,7 +8,7 @@ from ppo_lib.lab.exercises.check import Exercise
 
 
 def _patience(scores, patience, min_delta=0.0):
-    best, kept = -math.inf, None
+    best, kept = -math.inf, 0
     for index, score in enumerate(scores):
         if score > best + min_delta:
             best, kept = score, index
@@ -51,7 +51,7 @@ def _keeps_the_last(scores, patience, min_delta=0.0):
 
 def _ties_win(scores, patience, min_delta=0.0):
     """The rule with >= for >: the slightest bit less is asked for."""
-    best, kept = -math.inf, None
+    best, kept = -math.inf, 0
     for index, score in enumerate(scores):
         if score >= best + min_delta:
             best, kept = score, index

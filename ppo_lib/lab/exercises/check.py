@@ -136,8 +136,9 @@ def difference(got: Any, expected: Any, atol: float = 1e-5, where: str = "") -> 
     at = f" at {where}" if where else ""
     if got is None and expected is not None:
         return f"expected {_brief(expected)}{at}, got None."
-    if as_numbers(expected) is not None and not isinstance(expected, (list, tuple)):
-        return _numeric_difference(got, expected, atol, where)
+    wanted = as_numbers(expected)
+    if wanted is not None and not isinstance(expected, (list, tuple)):
+        return _numeric_difference(got, wanted, atol, where)
     if isinstance(expected, Mapping):
         if not isinstance(got, Mapping) or set(got) != set(expected):
             return f"expected a dict with the keys {sorted(map(str, expected))}{at}, got {show(got)}."
@@ -170,8 +171,8 @@ def _leftover(got: Sequence, expected: Sequence, where: str) -> str:
     return f"expected {show(expected[index])} at {where}[{index}], got nothing."
 
 
-def _numeric_difference(got: Any, expected: Any, atol: float, where: str) -> str | None:
-    wanted, given = as_numbers(expected), as_numbers(got)
+def _numeric_difference(got: Any, wanted: torch.Tensor, atol: float, where: str) -> str | None:
+    given = as_numbers(got)
     at = f" at {where}" if where else ""
     if given is None:
         return f"expected {_kind(wanted)}{at}, got {show(got)}."
@@ -187,10 +188,11 @@ def _numeric_difference(got: Any, expected: Any, atol: float, where: str) -> str
 
 def as_numbers(value: Any) -> torch.Tensor | None:
     """The tensor of a number, an array, a tensor or nested lists of them; None for anything else, such as text."""
+    found: torch.Tensor | None = None
     try:
         if isinstance(value, (list, tuple)):
-            parts = [as_numbers(item) for item in value]
-            return None if any(part is None for part in parts) else torch.stack(parts) if parts else torch.empty(0)
+            parts = [part for part in map(as_numbers, value) if part is not None]
+            return None if len(parts) < len(value) else torch.stack(parts) if parts else torch.empty(0)
         if isinstance(value, torch.Tensor):
             found = value.detach().cpu().to_dense()
         elif hasattr(value, "__array__"):
@@ -198,8 +200,9 @@ def as_numbers(value: Any) -> torch.Tensor | None:
             found = torch.as_tensor(array.copy()) if array.dtype.kind in "biuf" else None
         elif isinstance(value, int):
             found = torch.tensor(value)
-        else:
-            found = torch.tensor(float(value), dtype=torch.float64) if isinstance(value, numbers.Number) else None
+        elif isinstance(value, numbers.Number):
+            number = float(value)  # type: ignore[arg-type]  # of a complex one there is none, which is caught below
+            found = torch.tensor(number, dtype=torch.float64)
     except Exception:  # noqa: BLE001 (a ragged list, an integer too large, a complex number: not numbers we compare)
         return None
     return None if found is None or found.is_complex() else found

@@ -6,11 +6,12 @@ They lie in the package, so that a chapter finds them anywhere, in an empty fold
 import csv
 import json
 from importlib.resources import files
+from typing import Any
 
 __all__ = ["load"]
 
 
-def load(name: str):
+def load(name: str) -> Any:
     """A stored result: the content of a `.json` file, or a `.csv` or `.jsonl` file as a list of rows.
 
     In a table numbers are floats, an empty place is NaN, and other words stay words.
