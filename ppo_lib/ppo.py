@@ -18,7 +18,7 @@ from ppo_lib import worlds
 from ppo_lib.config import PPOConfig
 from ppo_lib.data import PPODataset, PromptBatches, Prompts, as_dataset
 from ppo_lib.estimators import gae, kl_k1, masked_mean, masked_var, token_rewards, whiten
-from ppo_lib.losses import clip_fraction, entropy_of, policy_loss, value_clip_fraction, value_loss
+from ppo_lib.losses import clip_fraction, policy_loss, value_clip_fraction, value_loss
 from ppo_lib.models import (
     Critic,
     allowed_inexactness,
@@ -38,6 +38,7 @@ from ppo_lib.rollout import (
     Rollout,
     eos_token_ids,
     logprobs_of,
+    predictions_of,
     prompt_lengths,
     response_logits,
     response_values,
@@ -390,10 +391,8 @@ class PPOTrainer:
     def predictions(self, minibatch: Rollout) -> tuple[Tensor, Tensor, Tensor]:
         """log π_θ(a_t), the entropy of π_θ and V_θ(s_t) at each response token, with gradients: [B, T] each."""
         logits = self.logits(self.policy, minibatch)
-        logprobs = logprobs_of(logits, minibatch.response_ids)
-        with torch.set_grad_enabled(self.config.entropy_coef > 0 and torch.is_grad_enabled()):  # else only watched
-            entropies = entropy_of(logits)
-        return logprobs, entropies, self.values(minibatch)[:, :-1]
+        of_policy = predictions_of(logits, minibatch.response_ids, self.config.entropy_coef > 0)
+        return *of_policy, self.values(minibatch)[:, :-1]
 
     def loss(self, minibatch: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
         """The PPO loss of a minibatch, and its metrics: policy + vf_coef · value − entropy_coef · entropy."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ppo_lib.losses import entropy_of
 from ppo_lib.models import Critic, model_inputs
 from ppo_lib.sampling.choice import decoder_for
 from ppo_lib.sampling.decoding import Decoder
@@ -259,6 +260,16 @@ def response_logits(policy: PreTrainedModel, rollout: Rollout, temperature: floa
 def logprobs_of(logits: Tensor, actions: Tensor) -> Tensor:
     """log π(a_t) of `actions` [B, T] under `logits` [B, T, V]: [B, T]."""
     return torch.log_softmax(logits, dim=-1).gather(-1, actions[..., None]).squeeze(-1)
+
+
+def predictions_of(logits: Tensor, actions: Tensor, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
+    """log π(a_t) of `actions` [B, T] under `logits` [B, T, V], and the entropy of π: [B, T] each.
+
+    Without `entropy_gradient` entropies are only watched, and keep nothing for a backward pass.
+    """
+    logprobs = logprobs_of(logits, actions)
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        return logprobs, entropy_of(logits)
 
 
 def response_values(critic: Critic, rollout: Rollout) -> Tensor:

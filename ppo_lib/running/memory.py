@@ -15,7 +15,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ppo_lib.config import PPOConfigV1
-from ppo_lib.losses import entropy_of
 from ppo_lib.models import (
     Critic,
     few_logits,
@@ -26,7 +25,7 @@ from ppo_lib.models import (
     trunk_of,
     written_and_read,
 )
-from ppo_lib.rollout import Rollout, logprobs_of
+from ppo_lib.rollout import Rollout, predictions_of
 from ppo_lib.sampling import graphs
 from ppo_lib.sampling.decoding import recomputed
 
@@ -219,10 +218,7 @@ def token_predictions(
     """
 
     def work(part: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(part).float() / temperature
-        logprobs = logprobs_of(logits, taken)
-        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-            return logprobs, entropy_of(logits)
+        return predictions_of(head(part).float() / temperature, taken, entropy_gradient)
 
     if chunk is None:
         return work(states, actions)

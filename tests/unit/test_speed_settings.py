@@ -8,9 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config
 
 from ppo_lib import ppo
+from ppo_lib import rollout as rollouts
 from ppo_lib.models import Critic
 from ppo_lib.ppo_v1 import PPOTrainer
-from ppo_lib.running import memory
 from tests.unit.runs_v1 import PROMPTS, assert_same_run, estimated, make, vowels, weights
 from tests.unit.tiny import FAMILIES, byte_tokenizer, hand_rollout, tiny_policy
 
@@ -99,8 +99,8 @@ def test_chunks_change_neither_gradient_nor_metrics(family, chunk, entropy_coef)
 
 def test_a_chunk_is_all_that_exists_at_a_time(monkeypatch):
     trainer, widths = make(logits_chunk=3), []
-    entropy_of = memory.entropy_of
-    monkeypatch.setattr(memory, "entropy_of", lambda logits: widths.append(len(logits)) or entropy_of(logits))
+    entropy_of = rollouts.entropy_of
+    monkeypatch.setattr(rollouts, "entropy_of", lambda logits: widths.append(len(logits)) or entropy_of(logits))
     trainer.accumulate(estimated(trainer), 4)
     assert widths and max(widths) == 3, f"logits of {max(widths)} tokens stood in memory where 3 were asked for"
 
