@@ -163,7 +163,10 @@ def show_where(app: Sphinx, doctree: nodes.document, page: str) -> None:
             return f"{address_of(path, app.config)}#L{line}"
         target = "book/notation" if kind == "equation" else f"chapters/{box.chapter}"
         anchor = f"#{box.equation}" if kind == "equation" else ""
-        return app.builder.get_relative_uri(page, target) + anchor if target in app.env.found_docs else None
+        if target not in app.env.found_docs:
+            return None
+        address = app.builder.get_relative_uri(page, target)  # of a page to itself it is empty
+        return (address or app.builder.get_target_uri(page).rpartition("/")[2]) + anchor
 
     first = next(doctree.findall(nodes.section))
     at = 2 if isinstance(first[1], nodes.block_quote) else 1
@@ -319,7 +322,8 @@ class House(SphinxDirective):
 
     def link(self, path: str, name: str) -> str:
         first = (ast.get_docstring(ast.parse((root() / path).read_text("utf8"))) or "").partition("\n")[0]
-        return f'<li><a href="{address_of(path, self.config)}" title="{html.escape(first)}">{name}</a></li>'
+        words = html.escape(first.replace("`", ""))
+        return f'<li><a href="{address_of(path, self.config)}" title="{words}">{name}</a></li>'
 
 
 def differences(root: Path, rooms: dict[str, list[str]]) -> list[str]:

@@ -24,7 +24,7 @@ FLAKE = (
     '<path class="line" d="M92 22v40M75 32l34 20M109 32l-34 20M87 26l5 5 5-5M87 58l5-5 5 5M76 40l7-2-2-7'
     'M108 40l-7-2 2-7M76 44l7 2-2 7M108 44l-7 2 2 7"/>'
 )
-CARD = '<rect class="tool" x="70" y="22" width="62" height="34" rx="5"/><path class="line" d="M101 56v22"/>'
+CARD = '<rect class="tool" x="68" y="22" width="67" height="34" rx="5"/><path class="line" d="M101 56v22"/>'
 BUBBLE = (
     '<rect class="tool" x="72" y="10" width="60" height="34" rx="17"/>'
     '<circle class="tool" cx="72" cy="50" r="4"/><circle class="tool" cx="66" cy="57" r="2.5"/>'
@@ -106,7 +106,7 @@ def figure(run: dict) -> str:
 <div class="paper">
 <p class="prompt"><label for="scene-prompt">Prompt</label> <select id="scene-prompt">{options}</select></p>
 {answer("before", "Before training", prompt, looks[0][0], number(before), max(firsts, key=len))}
-{answer("now", f"After training: {last} updates", prompt, looks[-1][0], number(score), max(texts, key=len))}
+{answer("now", f"After {last} updates", prompt, looks[-1][0], number(score), max(texts, key=len))}
 <p class="buttons"><button type="button" class="play">Train</button><button type="button" class="step">Step</button>
 <input type="range" min="0" max="{last}" value="{last}" aria-label="Update"></p>
 <p class="calm">Your system asks for less motion: Train goes five updates at a time.</p>

@@ -50,8 +50,7 @@ document.addEventListener("DOMContentLoaded", function () {
     const old = scene.querySelector(".now q").textContent;
     fill(scene.querySelector(".before"), prompt.value, looks[0], looks[0][0]);
     fill(scene.querySelector(".now"), prompt.value, looks[at], old);
-    const when = at === 0 ? "Before the first update" : `After update ${at} of ${last}`;
-    scene.querySelector(".now .when").textContent = at === last ? `After training: ${last} updates` : when;
+    scene.querySelector(".now .when").textContent = at === last ? `After ${last} updates` : `Update ${at} of ${last}`;
     put("score", number(score));
     put("guess", number(guess));
     put("surprise", surprise(score, guess));

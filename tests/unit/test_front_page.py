@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+import torch
 
 import loop_map
 import scene
@@ -28,8 +29,9 @@ def program(monkeypatch):
 
 
 def test_the_program_stores_what_the_page_reads(program, tmp_path, monkeypatch):
-    """One update in place of thirty; before it the policy is the stored run's, to the letter."""
+    """Before the first update the policy is the stored run's, to the letter; here nothing is learned in it."""
     monkeypatch.setattr(program, "SHOWN", 64)
+    monkeypatch.setattr(program.PPOTrainer, "update", lambda trainer, rollout: {})
     program.main(["--updates=1", f"--results={tmp_path}"])
     run, means, rows = (
         stored.load(str(tmp_path / name)) for name in ("run.json", "updates.csv", "responses.csv")
@@ -42,6 +44,19 @@ def test_the_program_stores_what_the_page_reads(program, tmp_path, monkeypatch):
     for row in ROWS[: len(RUN["shown"])]:
         assert at_first[row["prompt"]]["response"] == row["response"], "the stored run is not this program's"
     assert means[0]["score"] == pytest.approx(MEANS[0]["score"], abs=1e-4)
+    again = {row["prompt"]: row["response"] for row in rows if row["update"] == 1}
+    assert again == {prompt: row["response"] for prompt, row in at_first.items()}, "each look has dice of its own"
+
+
+def test_the_critics_guess_is_its_last_word_before_the_text_is_whole(program):
+    trainer, prompts = program.PPOTrainer(seed=0, device="cpu"), worlds.load("reviews").heldout_prompts[:8]
+    torch.nn.init.normal_(trainer.critic.value_head.weight, generator=torch.Generator().manual_seed(0))
+    _, rows = program.look(trainer, prompts)
+    rollout = trainer.respond(prompts, torch.Generator().manual_seed(program.DICE))
+    with torch.no_grad():
+        values = trainer.values(rollout)
+    for row, of_row, length in zip(rows, values.tolist(), rollout.lengths.tolist(), strict=True):
+        assert row["guess"] == pytest.approx(of_row[length - 1], abs=1e-5), "the guess is of another moment"
 
 
 def test_the_most_ordinary_responses_are_shown(program):
