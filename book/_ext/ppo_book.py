@@ -10,6 +10,8 @@
 - The directive `{figure-from} ppo_lib.lab.gallery.figure no_kl` shows in a Markdown page the Plotly figure, or the
   widget, that a function of the library returns; words behind its name are its arguments.
 - The directive `{house}` draws the rooms of the library as boxes with their files, each a link to its source.
+- The directive `{front-page}` draws the loop as a scene that plays a stored run (`scene.py`).
+- Every chapter shows below its title where it stands in the loop (`loop_map.py`).
 - Docstrings are prose with `` `code` `` in it: the API pages show them so.
 """
 
@@ -34,6 +36,8 @@ from sphinx.ext.napoleon import GoogleDocstring
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
+import loop_map
+import scene
 from ppo_lib.config import descriptions
 from ppo_lib.lab import stored
 
@@ -92,18 +96,20 @@ def json_script(kind: str, content: dict) -> str:
     return f'<script type="application/vnd.jupyter.widget-{kind}+json">{text}</script>'
 
 
+FILES = "ppo_files"  # the scripts and style sheets that a page needs, among the page's metadata
+
+
 class FigureFrom(SphinxDirective):
     """The figure or widget that a function returns, in a page that is no notebook. One widget a page."""
 
     required_arguments = 1
     final_argument_whitespace = True
-    META = "ppo_scripts"  # the scripts that a page needs, among the page's metadata
 
     def run(self) -> list[nodes.Node]:
         path, *arguments = self.arguments[0].split()
         module, _, name = path.rpartition(".")
         shown = getattr(importlib.import_module(module), name)(*arguments)
-        scripts = self.env.metadata[self.env.docname].setdefault(self.META, [])
+        scripts = self.env.metadata[self.env.docname].setdefault(FILES, [])
         is_widget = isinstance(shown, DOMWidget)
         if is_widget and "widgets.js" in scripts:
             return [self.state.document.reporter.error(f"{path}: a second widget on one page", line=self.lineno)]
@@ -125,10 +131,46 @@ class FigureFrom(SphinxDirective):
         return f"<div>{json_script('state', data['manager_state'])}{json_script('view', view)}</div>"
 
 
-def add_figure_scripts(app: Sphinx, page: str, template: str, context: dict, doctree: nodes.document | None) -> None:
-    """Load in a page the scripts that its figures ask for, and in no other page."""
-    for priority, script in enumerate((context.get("meta") or {}).get(FigureFrom.META, []), 300):
-        app.add_js_file(script, priority=priority)
+def add_files(app: Sphinx, page: str, template: str, context: dict, doctree: nodes.document | None) -> None:
+    """Load in a page the scripts and style sheets that its figures ask for, and in no other page."""
+    for priority, file in enumerate((context.get("meta") or {}).get(FILES, []), 300):
+        add = app.add_css_file if file.endswith(".css") else app.add_js_file
+        add(file, priority=priority)
+
+
+class FrontPage(SphinxDirective):
+    """The loop as a scene of four characters that plays the stored run `front_page`."""
+
+    def run(self) -> list[nodes.Node]:
+        self.env.metadata[self.env.docname].setdefault(FILES, []).extend(("front-page.css", "front-page.js"))
+        return [nodes.raw("", scene.figure(scene.content()), format="html")]
+
+
+def show_where(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """In a chapter, below its title and what it promises: where it stands in the loop."""
+    folder, _, chapter = page.rpartition("/")
+    if folder != "chapters":
+        return
+    if chapter not in {box.chapter for box in loop_map.BOXES}:
+        return LOGGER.warning("%s has no box in book/_ext/loop_map.py", page, type="ppo_book", subtype="loop_map")
+
+    def link(box: loop_map.Box, kind: str) -> str | None:
+        if kind == "code":
+            path, _, name = box.code.partition("#")
+            line = SourceRole.line_of(name, root() / path)
+            if line is None:
+                LOGGER.warning("loop_map: no %s", box.code, type="ppo_book", subtype="loop_map")
+            return f"{address_of(path, app.config)}#L{line}"
+        target = "book/notation" if kind == "equation" else f"chapters/{box.chapter}"
+        anchor = f"#{box.equation}" if kind == "equation" else ""
+        if target not in app.env.found_docs:
+            return None
+        address = app.builder.get_relative_uri(page, target)  # of a page to itself it is empty
+        return (address or app.builder.get_target_uri(page).rpartition("/")[2]) + anchor
+
+    first = next(doctree.findall(nodes.section))
+    at = 2 if isinstance(first[1], nodes.block_quote) else 1
+    first.insert(at, nodes.raw("", loop_map.figure(chapter, link), format="html"))
 
 
 def address_of(path: str, config) -> str:
@@ -280,7 +322,8 @@ class House(SphinxDirective):
 
     def link(self, path: str, name: str) -> str:
         first = (ast.get_docstring(ast.parse((root() / path).read_text("utf8"))) or "").partition("\n")[0]
-        return f'<li><a href="{address_of(path, self.config)}" title="{html.escape(first)}">{name}</a></li>'
+        words = html.escape(first.replace("`", ""))
+        return f'<li><a href="{address_of(path, self.config)}" title="{words}">{name}</a></li>'
 
 
 def differences(root: Path, rooms: dict[str, list[str]]) -> list[str]:
@@ -328,7 +371,9 @@ def setup(app: Sphinx) -> dict:
     app.add_directive("figure-from", FigureFrom)
     app.add_directive("stored-table", StoredTable)
     app.add_directive("house", House)
-    app.connect("html-page-context", add_figure_scripts)
+    app.add_directive("front-page", FrontPage)
+    app.connect("html-page-context", add_files)
+    app.connect("doctree-resolved", show_where)
     app.add_role("stored", StoredRole())
     app.connect("autodoc-process-docstring", docstring_to_rst)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
