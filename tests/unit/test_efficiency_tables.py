@@ -3,6 +3,7 @@
 No two columns, arms, lengths or seeds are alike here, nothing starts at 0, and means differ from medians.
 """
 
+import contextlib
 import importlib
 import json
 
@@ -303,3 +304,123 @@ def test_the_start_of_a_task_is_the_mean_of_ppos_first_evaluations(tables, tmp_p
     table = tables.analyse(tmp_path)["tasks"]["dense"]
     assert table["start"] == 0.5023, "not the mean start of PPO's runs, to four digits (median −0.25)"
     assert table["thresholds"]["50"] == 1.7511, "thresholds have not four digits"
+
+
+# other programs whose tables are made of such curves
+
+
+def collapsing(end: int):
+    """A curve that gains for three evaluations, never arrives, and loses it all."""
+    rows = arriving(None, end)
+    return [row | {"objective": 0.5} if 0 < number < 4 else row for number, row in enumerate(rows)]
+
+
+@pytest.fixture
+def orders(tables, monkeypatch, tmp_path):
+    """`replay_orders.py` with stored runs of PPO and of two orders on two seeds; the shortest has 11 tokens."""
+    module = importlib.import_module("replay_orders")
+    ppo, first = {1: arriving(4, 12), 2: arriving(6, 14)}, {2: arriving(8, 15), 1: arriving(2, 13)}
+    for folder, arms in (("study", {"ppo": ppo, "replay": first}), ("orders", {})):
+        (tmp_path / folder).mkdir()
+        write_study(tmp_path / folder, {"dense": arms, "sums": {}})
+    write_study(tmp_path / "orders", {"dense": {"order 1": {1: arriving(7, 20), 2: collapsing(11)}}})
+    for name, value in {"FOLDER": tmp_path / "study", "OUT": tmp_path / "orders", "SEEDS": (1, 2)}.items():
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(module, "provenance", lambda *packages: {})
+    return module
+
+
+def test_orders_of_a_seed_are_averaged_before_they_are_compared(orders, tables):
+    orders.analyse()
+    found = json.loads((orders.OUT / "summary.json").read_text())
+    assert [(name, row["tokens"]) for name, row in found["orders"].items()] == [("order 0", 5), ("order 1", 9)], (
+        "not the mean tokens of each order's runs, none followed further than the shortest"
+    )
+    for name, costs in (("order 0", [2, 8]), ("order 1", [7, 11])):
+        assert found["orders"][name]["against_ppo"] == rounded(ratio_interval([4, 6], costs)), f"{name} against PPO"
+    assert found["against_ppo"] == rounded(ratio_interval([4, 6], [4.5, 9.5])), (
+        "not PPO's tokens over the mean of the orders, seed by seed"
+    )
+    assert found["of_one_seed"] == [3.5, 1.375], "not the dearest over the cheapest order of each seed"
+    assert found["end_minus_ppo"] == -0.5, "not the mean gain over PPO's end of the same seed: 0, 0, 0 and −2"
+    assert (found["runs"], found["collapsed"]) == (4, 1), "runs or collapsed ones are miscounted"
+
+
+def test_missing_orders_are_run_with_dice_of_their_own(orders, monkeypatch):
+    monkeypatch.setattr(orders, "arm", lambda task, name: (name, {"of": task}))
+    asked, opened = [], []
+
+    @contextlib.contextmanager
+    def shuffled(seed):
+        opened.append(seed)
+        yield
+
+    monkeypatch.setattr(orders, "shuffled", shuffled)
+    monkeypatch.setattr(orders, "train", lambda *arguments: asked.append(arguments) or arriving(3, 4))
+    orders.run()
+    task = orders.TASKS["dense"]
+    assert asked == [(task, "replay", {"of": "dense"}, seed) for seed in (1, 2)], "not order 2 alone, of the chosen arm"
+    assert opened == [2001, 2002], "two runs share their order"
+    arms = orders.read_curves(orders.OUT / "curves.csv")["dense"]
+    assert {name: sorted(runs) for name, runs in arms.items()} == {"order 1": [1, 2], "order 2": [1, 2]}
+    assert [row["objective"] for row in arms["order 2"][2]] == [-1, -1, -1, 1, 1], "a column holds another's numbers"
+
+
+def test_another_order_holds_the_same_responses(orders, monkeypatch):
+    class Batch(list):
+        def select(self, places):
+            return Batch(self[place] for place in places)
+
+    batches = iter([Batch(range(50)), None, Batch(range(50))])
+    monkeypatch.setattr(orders.ReplayBuffer, "sample", lambda self, count: next(batches))
+    plain = orders.ReplayBuffer.sample
+    with pytest.raises(ZeroDivisionError), orders.shuffled(3):
+        first, none, second = (orders.ReplayBuffer.sample(None, 50) for _ in range(3))
+        raise ZeroDivisionError
+    assert sorted(first) == sorted(second) == list(range(50)), "a shuffled batch lost or doubled a response"
+    assert first != list(range(50)) and first != second and none is None, "the batch is handed out in its own order"
+    assert orders.ReplayBuffer.sample is plain, "the buffer stays shuffled after the run"
+
+
+@pytest.fixture
+def smollm2(tables, monkeypatch):
+    module = importlib.import_module("smollm2_efficiency")
+    monkeypatch.setattr(module, "provenance", lambda *packages: {})
+    return module
+
+
+def final_runs(arm: str, runs: dict) -> list[dict]:
+    return [{"stage": "final", "arm": arm, "seed": s, "settings": {"of": arm}, "curve": run} for s, run in runs.items()]
+
+
+def test_the_table_of_smollm2_is_that_of_common_seeds(smollm2, tables, tmp_path):
+    arms = arms_of_a_study()
+    stored = [run for arm in ("ppo", "replay", "same") for run in final_runs(arm, arms[arm])]
+    tuned = [run | {"stage": "tuning", "settings": {}} for run in stored if run["arm"] != "same"]
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in tuned + stored))
+    smollm2.main(["analyse", "--folder", str(tmp_path)])
+    found = json.loads((tmp_path / "summary.json").read_text())
+    common = {arm: {seed: arms[arm][seed] for seed in (1, 2)} for arm in ("ppo", "replay", "same")}
+    levels = tables.thresholds(common["ppo"])
+    assert found["thresholds"] == {str(share): level for share, level in levels.items()} and found["start"] == -1
+    assert found["tuning_runs"] == {"ppo": 3, "replay": 2} and found["settings"]["replay"] == {"of": "replay"}
+    for arm, runs in common.items():
+        table = tables.arm_table(runs, common, levels)
+        del table["total_cpu"], table["total_generating"]
+        for row in table["until"].values():
+            for name in [name for name in row if name == "cpu" or name.startswith("time")]:
+                del row[name]
+        assert found["arms"][arm] == json.loads(json.dumps(table)), f"{arm}: not its table on common seeds"
+
+
+def test_the_best_of_smollm2_are_the_most_tried_with_the_best_mean(smollm2):
+    means = {"a": [0.9], "b": [0.2, 0.8], "c": [0.6, 0.5], "d": [0.3], "e": [9.0]}
+    runs = [
+        {"stage": "final" if name == "e" else "tuning", "arm": arm, "seed": seed, "settings": {"name": arm + name},
+         "curve": [{"objective": mean - 1}, {"objective": mean + 1}]}
+        for arm in ("ppo", "replay") for name, of_seeds in means.items() for seed, mean in enumerate(of_seeds)
+    ]  # fmt: skip
+    names = [settings["name"] for settings in smollm2.best(runs, "ppo", 3)]
+    assert names == ["ppoc", "ppob", "ppoa"], "not those with two seeds by their means, then those with one"
+    for family in ("ppo", "replay"):
+        assert len({json.dumps(settings) for settings in smollm2.candidates(family)}) == 9, "not tuned alike"
