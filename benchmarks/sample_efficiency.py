@@ -16,6 +16,7 @@ measures what one of them takes, and the tables take it out again.
 """
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import itertools
@@ -91,7 +92,7 @@ class GRPOTrainer(ppo_v1.PPOTrainer):
 
 
 class Meter:
-    """Beside a trainer class: counts what its run costs, evaluations included in `cpu` alone."""
+    """Beside a trainer class: counts what its run costs, evaluations in `cpu` alone, and the rehearsal nowhere."""
 
     def __init__(self, *arguments, **settings):
         super().__init__(*arguments, **settings)
@@ -116,11 +117,19 @@ class Meter:
         self.health = {name: metrics.get(metric, NO_REPLAY[name]) for name, metric in HEALTH.items()}
         return metrics, rollout
 
+    def rehearse(self, dataset: PPODataset) -> None:
+        with self.uncounted():
+            super().rehearse(dataset)
+
     def evaluate_at(self, update: int) -> Metrics:
+        with self.uncounted():
+            return super().evaluate_at(update)
+
+    @contextlib.contextmanager
+    def uncounted(self):
         cost = dict(self.cost)
-        metrics = super().evaluate_at(update)
+        yield
         self.cost = cost
-        return metrics
 
 
 FAMILIES = {

@@ -40,6 +40,18 @@ def spread(ratios: list[float]) -> dict:
     }
 
 
+def summary_of(rows: list[dict]) -> dict:
+    """v1's time over v0's: pair by pair, and of all pairs together."""
+    total = {c: sum(row[f"{c}_v1"] for row in rows) / sum(row[f"{c}_v0"] for row in rows) for c in ("cpu", "wall")}
+    return {
+        "pairs": len(rows),
+        "cpu_ratio": spread([row["cpu_v1"] / row["cpu_v0"] for row in rows]),
+        "wall_ratio": spread([row["wall_v1"] / row["wall_v0"] for row in rows]),
+        "ratio_of_sums": {clock: round(ratio, 4) for clock, ratio in total.items()},
+        "cpu_seconds_per_update_v0": round(sum(row["cpu_v0"] for row in rows) / len(rows) / UPDATES, 4),
+    }
+
+
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=24)
@@ -61,15 +73,10 @@ def main(argv: list[str] | None = None) -> dict:
         if pair:
             rows.append(row)
     scores = {name: [m["objective/scores"] for m in trainer.history] for name, trainer in trainers.items()}
-    total = {c: sum(row[f"{c}_v1"] for row in rows) / sum(row[f"{c}_v0"] for row in rows) for c in ("cpu", "wall")}
     summary = {
-        "pairs": len(rows),
+        **summary_of(rows),
         "updates_in_a_pair": UPDATES,
         "same_scores": scores["v0"] == scores["v1"],
-        "cpu_ratio": spread([row["cpu_v1"] / row["cpu_v0"] for row in rows]),
-        "wall_ratio": spread([row["wall_v1"] / row["wall_v0"] for row in rows]),
-        "ratio_of_sums": {clock: round(ratio, 4) for clock, ratio in total.items()},
-        "cpu_seconds_per_update_v0": round(sum(row["cpu_v0"] for row in rows) / len(rows) / UPDATES, 4),
         "settings": "the defaults of both",
         "seed": arguments.seed,
         **provenance("accelerate"),

@@ -1,17 +1,19 @@
-"""How sample efficiency is measured: thresholds that are held, censored runs, ratios with intervals, the tables."""
+"""How sample efficiency is measured: thresholds that are held, censored runs, ratios with intervals, areas, collapses.
 
-import dataclasses
-import importlib
-import json
-from types import SimpleNamespace
+Each statistic is held to what it is by definition, on curves that start anywhere and samples whose mean, median and
+ends differ.
+"""
+
+import itertools
+import warnings
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
-import toc
-from ppo_lib import worlds
 from ppo_lib.lab import efficiency
 
 
@@ -22,17 +24,109 @@ def curve(values, every=100):
 def test_a_threshold_counts_once_it_is_held():
     assert efficiency.first_held([0, 1, 0, 1, 1, 1, 0], 1.0) == 3, "a single lucky evaluation counts as having arrived"
     assert efficiency.first_held([0, 1, 1], 1.0) is None, "two evaluations count as three"
+    assert efficiency.first_held([0, 1, 1, 1, 1], 1.0) == 1, "what counts is not the first of those that hold it"
     assert efficiency.first_held([1, 1, 1], 1.0) == 0, "a threshold that is reached exactly does not count"
+    assert efficiency.first_held([-3, -1, -1, -1], -1.0) == 1, "a threshold below 0 is not held where it should be"
+    assert efficiency.first_held([0, 1, 1, 0], 1.0, hold=2) == 1, "`hold` is ignored"
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(-2, 2), max_size=9), st.integers(-2, 2), st.integers(1, 4))
+def test_held_is_what_it_is_by_definition(values, threshold, hold):
+    windows = [all(value >= threshold for value in values[i : i + hold]) for i in range(len(values) - hold + 1)]
+    expected = windows.index(True) if True in windows else None
+    assert efficiency.first_held(values, threshold, hold) == expected, f"not the first {hold} in a row that reach it"
 
 
 def test_a_run_that_never_arrives_is_censored_at_its_end():
-    assert efficiency.cost_until(curve([0, 1, 1, 1]), 0.5) == (100, True)
-    assert efficiency.cost_until(curve([0, 0, 1, 0]), 0.5) == (300, False), (
-        "a run that never arrives is dropped or free"
-    )
+    run = curve([-2, -1, 1, 1, 1, -2])
+    assert efficiency.cost_until(run, 0.5) == (200, True), "a run that arrived is not counted where it first held"
+    assert efficiency.cost_until(run[:-2], 0.5) == (300, False), "a run that never arrives is dropped or free"
+    assert efficiency.cost_until(run, 0.5, hold=4) == (500, False), "`hold` does not reach the search"
+    assert efficiency.cost_until(run, -1.5) == (100, True), "a threshold below 0 is not held where it should be"
+    for number, row in enumerate(run):
+        row["steps"] = 7 * number
+    assert efficiency.cost_until(run, 0.5, "steps") == (14, True), "the cost of an arrival is not that of its column"
+    assert efficiency.cost_until(run, 2.0, "steps") == (35, False), "a censored cost is not that of its column"
 
 
-@settings(max_examples=30, deadline=None)
+# Six costs each, paired by seed: skewed, so that means, medians, mean ratios and one-sided limits all lie apart.
+BASELINE = np.array([300.0, 420, 150, 1900, 260, 530])
+OTHER = np.array([200.0, 160, 140, 330, 90, 410])
+LEVELS = {"95 %": (2.5, 97.5), "90 %": (5, 95), "99 %": (0.5, 99.5), "one side": (5, 100), "the other side": (0, 95)}
+
+
+def every_resample(*samples: np.ndarray) -> list[np.ndarray]:
+    """All resamples of n values, n to the power of n, each as likely as the next; samples are drawn together."""
+    n = len(samples[0])
+    chosen = np.array(list(itertools.product(range(n), repeat=n)))
+    return [sample[chosen] for sample in samples]
+
+
+def drawn_apart(statistic: Callable) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    chosen = rng.integers(0, len(OTHER), (2, 10_000, len(OTHER)))
+    return np.percentile(statistic(BASELINE[chosen[0]], OTHER[chosen[1]]), LEVELS["95 %"])
+
+
+def bias_corrected(*samples: np.ndarray, of: Callable) -> Sequence[float]:
+    with warnings.catch_warnings(action="ignore"):
+        return stats.bootstrap(samples, of, paired=True, method="BCa", rng=np.random.default_rng(0)).confidence_interval
+
+
+def check_interval(interval, right: np.ndarray, wrong: dict[str, np.ndarray]) -> None:
+    """The interval is that of 95 % of `right`, and nearer to it than to each of `wrong`, by name."""
+    ends = {level: np.percentile(right, between) for level, between in LEVELS.items()}
+    ends["95 %, turned around at the estimate"] = 2 * wrong.pop("estimate") - ends["95 %"][::-1]
+    assert np.isfinite(interval).all() and interval[0] < interval[1], f"the interval has no two ends: {interval}"
+    nearest = min(ends | wrong, key=lambda name: np.abs(np.subtract((ends | wrong)[name], interval)).max())
+    assert nearest == "95 %", f"the interval that is called one of 95 % is that of {nearest}"
+    width = np.diff(ends["95 %"])[0]
+    assert interval == pytest.approx(ends["95 %"], abs=0.02 * width), "the ends are not the 2.5 and 97.5 % quantiles"
+
+
+def test_a_ratio_has_the_interval_of_95_percent():
+    """Of six seeds there are 46,656 resamples, so the quantiles are known without dice."""
+
+    def of_means(a, b, axis=-1):
+        return a.mean(axis) / b.mean(axis)
+
+    a, b = every_resample(BASELINE, OTHER)
+    ratio, low, high = efficiency.ratio_interval(BASELINE, OTHER)
+    of_medians, mean_ratio = np.median(BASELINE) / np.median(OTHER), np.mean(BASELINE / OTHER)
+    assert ratio != pytest.approx(of_medians), "the ratio is that of the medians, not of the means"
+    assert ratio != pytest.approx(mean_ratio), "the ratio is the mean of the pairs' ratios, not that of the means"
+    assert ratio == pytest.approx(3560 / 1330), "the ratio is not mean baseline / mean other"
+    middle = LEVELS["95 %"]
+    wrong = {
+        "the ratio of the medians": np.percentile(np.median(a, axis=1) / np.median(b, axis=1), middle),
+        "the mean of the ratios": np.percentile((a / b).mean(axis=1), middle),
+        "seeds drawn apart": drawn_apart(of_means),
+        "a bias-corrected bootstrap": bias_corrected(BASELINE, OTHER, of=of_means),
+    }
+    check_interval((low, high), of_means(a, b), wrong | {"estimate": ratio})
+
+
+def test_a_mean_has_the_interval_of_95_percent():
+    values = np.array([-3.0, -2.5, -2, -0.5, 4, 11])
+    (resamples,) = every_resample(values)
+    mean, low, high = efficiency.mean_interval(values)
+    assert mean == pytest.approx(7 / 6), "the mean is not the mean (the median is -1.25)"
+    wrong = {
+        "the median": np.percentile(np.median(resamples, axis=1), LEVELS["95 %"]),
+        "a bias-corrected bootstrap": bias_corrected(values, of=np.mean),
+    }
+    check_interval((low, high), resamples.mean(axis=1), wrong | {"estimate": mean})
+
+
+def test_values_that_are_all_equal_have_no_width():
+    with warnings.catch_warnings(action="error"):
+        assert efficiency.mean_interval([0.25] * 3) == (0.25, 0.25, 0.25), "equal values have a width"
+    ratio, low, high = efficiency.ratio_interval(2 * OTHER, OTHER)
+    assert (ratio, low, high) == pytest.approx((2, 2, 2)), "seeds are drawn apart: equally hard ones no longer meet"
+
+
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 1000), st.integers(1, 1000)), min_size=2, max_size=12))
 def test_a_ratio_lies_in_its_interval_and_turns_around(costs):
     baseline, other = zip(*costs, strict=True)
@@ -42,125 +136,75 @@ def test_a_ratio_lies_in_its_interval_and_turns_around(costs):
     assert efficiency.ratio_interval(other, baseline)[0] == pytest.approx(1 / ratio)
 
 
-def test_pairs_stay_together_in_the_bootstrap():
-    hard_and_easy = np.array([100.0, 200, 400, 800, 1600])
-    ratio, low, high = efficiency.ratio_interval(2 * hard_and_easy, hard_and_easy)
-    assert (low, high) == pytest.approx((2, 2)), "seeds are drawn apart: equally hard ones no longer meet"
+def test_intervals_do_not_hang_on_the_dice():
+    """Of 10,000 resamples an end hardly moves from seed to seed."""
+    costs, before = np.random.default_rng(0).gamma(4.0, size=(2, 10)), np.random.get_state()[1].tolist()
+    for interval, of in ((efficiency.ratio_interval, costs), (efficiency.mean_interval, costs[:1])):
+        what = interval.__name__
+        ends = np.array([interval(*of, seed=seed)[1:] for seed in range(16)])
+        assert (np.diff(ends, axis=0) != 0).any(), f"{what}: the seed of the resamples is ignored"
+        assert interval(*of) == interval(*of, seed=0), f"{what}: the same runs give another interval each time"
+        moved = ends.std(axis=0) / np.diff(ends.mean(axis=0))
+        assert moved.max() < 0.018, f"{what}: too few resamples, an end moves by {moved.max():.1%} of the width"
+    assert np.random.get_state()[1].tolist() == before, "the process's own dice were thrown"
 
 
-def test_the_interval_holds_the_truth_about_as_often_as_it_says():
-    rng, held = np.random.default_rng(0), 0
-    for trial in range(60):
-        costs = rng.gamma(20.0, size=(2, 12)) * [[200.0], [100.0]]
-        _, low, high = efficiency.ratio_interval(*costs, seed=trial)
-        held += low <= 2.0 <= high
-    assert 48 <= held, f"only {held} of 60 intervals of 95 % hold the true ratio"
+@pytest.mark.parametrize("what", ["ratio", "mean"])
+def test_the_interval_holds_the_truth_as_often_as_it_can(what):
+    """Of ten runs a percentile interval of 95 % holds it in 90 % of the studies, as Student's t says of its width."""
+    rng, held, studies, runs = np.random.default_rng(0), 0, 500, 10
+    for study in range(studies):
+        costs = rng.normal(size=(2, runs)) * [[20.0], [10.0]] + [[200.0], [100.0]]
+        if what == "ratio":
+            truth, (_, low, high) = 2.0, efficiency.ratio_interval(*costs, seed=study)
+        else:
+            truth, (_, low, high) = 100.0, efficiency.mean_interval(costs[1], seed=study)
+        held += low <= truth <= high
+    expected = 1 - 2 * stats.t.sf(stats.norm.ppf(0.975) * np.sqrt((runs - 1) / runs), runs - 1)
+    least, most = stats.binom.interval(0.99, studies, expected)
+    assert least <= held <= most, f"{held} of {studies} intervals hold the truth, not {least:.0f} to {most:.0f}"
 
 
-def test_probability_of_improvement():
-    assert efficiency.probability_of_improvement([10, 20], [1, 2]) == 1.0, "cheaper runs count as worse"
-    assert efficiency.probability_of_improvement([10, 20], [10, 20]) == 0.5
-    assert efficiency.probability_of_improvement([1, 2], [10, 20]) == 0.0
+@settings(max_examples=50, deadline=None)
+@given(*[st.lists(st.sampled_from([1.0, 2.0, 3.0, float("inf")]), min_size=1, max_size=5) for _ in range(2)])
+def test_probability_of_improvement_counts_pairs(baseline, other):
+    """Every run against every other, as many as there are; `inf` is a run that never arrived."""
+    pairs = list(itertools.product(baseline, other))
+    wins = sum(theirs > ours for theirs, ours in pairs) + sum(theirs == ours for theirs, ours in pairs) / 2
+    assert efficiency.probability_of_improvement(baseline, other) == pytest.approx(wins / len(pairs)), (
+        "not the share of pairs in which `other` is cheaper, ties counted half"
+    )
 
 
-def test_area_and_collapse():
-    assert efficiency.area(curve([0, 1, 1]), until=200) == pytest.approx(0.75)
-    assert efficiency.area(curve([0, 1, 1, 5]), until=200) == pytest.approx(0.75), "what comes later is counted"
-    assert efficiency.collapsed(curve([0, 1, 2, 2, 2, 0, 0, 0]))
-    assert not efficiency.collapsed(curve([0, 1, 2, 2, 2, 1.5, 1.6, 1.5]))
-    assert not efficiency.collapsed(curve([0, 0, 0, 0])), "a run that never rose cannot fall"
+def test_probability_of_improvement_has_a_direction():
+    assert efficiency.probability_of_improvement([10, 20], [1, 2, 3]) == 1.0, "cheaper runs count as worse"
+    assert efficiency.probability_of_improvement([1, 2, 3], [10, 20]) == 0.0, "dearer runs count as better"
+    assert efficiency.probability_of_improvement([5, 5], [5]) == 0.5, "ties are not counted half"
 
 
-@pytest.fixture
-def programs(monkeypatch):
-    monkeypatch.syspath_prepend(str(toc.ROOT / "benchmarks"))
-    return importlib.import_module("sample_efficiency"), importlib.import_module("efficiency_tables")
+def test_area_is_the_mean_height_of_the_curve():
+    """Evaluations at unequal distances, each a multiple of 1/256 of the width."""
+    run = [{"tokens": t, "steps": 2 * t, "objective": v} for t, v in ((0, -1), (16, 3), (128, 3), (256, -5), (512, 90))]
+    exact = (16 * 1 + 112 * 3 + 128 * -1) / 256
+    assert np.mean([-1, 3, 3, -5]) != pytest.approx(exact, abs=0.1)
+    assert efficiency.area(run, until=256) == pytest.approx(exact, abs=1e-12), (
+        "not the area under the straight lines between the evaluations, over its width"
+    )
+    assert efficiency.area(run, until=512, cost="steps") == pytest.approx(exact, abs=1e-12), "`cost` is ignored"
+    cut = (16 * 1 + 112 * 3 + 64 * 1) / 192
+    assert efficiency.area(run, until=192) == pytest.approx(cut, abs=1e-3), "what comes after the end is counted"
 
 
-def test_tables_of_curves_whose_ratio_is_known(programs, tmp_path):
-    """The baseline needs exactly twice the tokens and, generation being free of charge, the same CPU time."""
-    program, tables = programs
-    lines = [",".join(("task", "arm", "seed", *program.COLUMNS))]
-    for arm, pace in (("ppo", 1), ("replay", 2)):
-        for seed in range(4):
-            for i in range(41):
-                row = dict.fromkeys(program.COLUMNS, 0) | {"objective": min(1.0, pace * i / 20), "tokens": 10 * i}
-                row |= {"responses": i, "cpu": float((pace + 0.5) * i), "generating": 0.25 * i}
-                lines.append(",".join(map(str, ("dense", arm, seed, *row.values()))))
-    (tmp_path / "curves.csv").write_text("\n".join(lines) + "\n")
-    (tmp_path / "evaluations.json").write_text('{"cpu_seconds": {"dense": 0.5}}')
-    table = tables.analyse(tmp_path)["tasks"]["dense"]
-    assert table["thresholds"] == {"50": 0.5, "75": 0.75, "90": 0.9, "100": 1.0}
-    to = table["arms"]["replay"]["until"]["90"]
-    assert to["tokens"] == 90 and table["arms"]["ppo"]["until"]["90"]["tokens"] == 180
-    assert to["against_ppo"] == [2.0, 2.0, 2.0] and to["better_than_ppo"] == 1.0
-    assert to["time_against_ppo"]["1"][0] == pytest.approx(1.0), "CPU time is not counted to the same threshold"
-    assert to["time_against_ppo"]["5"][0] == pytest.approx((18 + 4 * 4.5) / (18 + 4 * 2.25), abs=1e-3)
-    dear = (18 + 3.5 * 4.5) / (18 + 3.5 * 2.25)  # 0.75 s of training a step, so 1.125 s of generation, 4.5 times 0.25 s
-    assert to["time_against_ppo"]["60 % of the time"][0] == pytest.approx(dear, abs=1e-3)
-    assert json.loads((tmp_path / "summary.json").read_text())["tasks"]["dense"] == table
+def test_a_collapse_loses_more_than_half_of_the_gain():
+    def falls(*gains, **hold):
+        return efficiency.collapsed(curve([start + gain for gain in gains]), **hold)
 
-
-def test_the_program_tunes_runs_goes_on_and_repeats(programs, tmp_path, monkeypatch, capsys):
-    """One tiny task, in this process: what is stored is what the same command makes again."""
-    program, _ = programs
-    task = program.Task("reviews", 64, 32, (1e-3,))
-    replay = {"batch_size": 8, "replay_sample_size": 8, "minibatch_size": 16, "whiten_advantages": True}
-    tries = {
-        "ppo": [{"batch_size": 8, "minibatch_size": 8, "num_ppo_epochs": 1}, {"batch_size": 16, "minibatch_size": 16}],
-        "grpo": [{"batch_size": 4, "group_size": 2, "minibatch_size": 8, "num_ppo_epochs": 1}],
-        "naive": [replay | {"correction": "none", "learning_rate": 1e-3}],
-        "replay": [replay | {"learning_rate": 1e-3}],
-    }
-    ones = dict.fromkeys(program.FAMILIES, 1)
-    for name, value in {
-        "FOLDER": tmp_path, "TASKS": {"dense": task}, "SEEDS": (7, 8), "ABLATION_SEEDS": (7, 8),
-        "FINALISTS": ones, "VARIED": ones, "WIDE": dict.fromkeys(program.FAMILIES, 0),
-        "TUNING_SEEDS": (1, 2), "ABLATIONS": {"no replay": {"replay_sample_size": 0}}, "EVERY": 16,
-        "candidates": lambda family, task: tries[family],
-        "in_parallel": lambda jobs, workers: map(program.work, jobs),
-    }.items():  # fmt: skip
-        monkeypatch.setattr(program, name, value)
-    whole = worlds.load("reviews")  # one world for all runs, with fewer held-out prompts: 47 runs are many
-    small = dataclasses.replace(whole, heldout_prompts=whole.heldout_prompts[:6])
-    monkeypatch.setattr(program, "worlds", SimpleNamespace(load=lambda name: small))
-    program.main(["tune", "--tasks", "dense"])
-    frozen = json.loads((tmp_path / "frozen.json").read_text())
-    assert frozen["settings"]["dense"]["ppo"] in tries["ppo"] + [t | {"lam": 1.0} for t in tries["ppo"]]
-    assert set(program.TUNING_SEEDS).isdisjoint((100, 109)) and frozen["tuning_runs"]["dense"]["ppo"] == 4
-    program.main(["run", "--tasks", "dense"])
-    program.main(["ablate", "--tasks", "dense"])
-    stored = (tmp_path / "curves.csv").read_text()
-    arms = {tuple(line.split(",")[1:3]) for line in stored.splitlines()[1:]}
-    run = [a for a in program.ARMS if a != "runner-up"] + ["no replay"]  # a single finalist has no runner-up
-    assert arms == {(a, s) for a in run for s in ("7", "8")}
-    kept = [line for line in stored.splitlines() if not line.startswith("dense,replay,8")]
-    (tmp_path / "curves.csv").write_text("\n".join(kept) + "\n")
-    program.main(["run", "--tasks", "dense"])
-    again = (tmp_path / "curves.csv").read_text()
-    without_time = [program.COLUMNS.index(name) + 3 for name in ("cpu", "generating")]
-
-    def rows(text):
-        return sorted([v for i, v in enumerate(line.split(",")) if i not in without_time] for line in text.splitlines())
-
-    assert rows(again) == rows(stored), "a run that was missing comes out otherwise, or one that was there ran again"
-    program.main(["repeat", "dense", "replay", "7"])
-    assert "equal to the stored ones" in capsys.readouterr().out
-    (tmp_path / "curves.csv").write_text(again.replace("dense,replay,7,16,", "dense,replay,7,17,"))
-    with pytest.raises(SystemExit):
-        program.main(["repeat", "dense", "replay", "7"])
-
-
-def test_tuning_seeds_are_not_counted_seeds(programs):
-    program, _ = programs
-    assert not set(program.TUNING_SEEDS) & set(program.SEEDS), "the settings were chosen on seeds that count"
-    assert len(program.SEEDS) >= 10
-    task, further = program.TASKS["dense"], len(program.TUNING_SEEDS) - 1
-    runs = {
-        family: len(program.candidates(family, task)) + program.VARIED[family] + program.WIDE[family]
-        + further * program.FINALISTS[family] + (len(program.NEARBY) if family == "replay" else 0)
-        for family in program.FAMILIES
-    }  # fmt: skip
-    assert runs["ppo"] == max(runs.values()), f"on-policy PPO is tuned less than another family: {runs}"
-    for family in ("ppo", "replay"):
-        assert len({json.dumps(s) for s in program.wide(family, task)}) == program.WIDE[family]
+    for start in (0.0, -3.0, 10.0):
+        assert falls(0, 2, 2, 2, 0.9, 0.9, 0.9), f"a run from {start} that keeps 45 % of its gain has not collapsed"
+        assert not falls(0, 2, 2, 2, 1, 1, 1), f"a run from {start} that keeps half of its gain collapsed"
+        assert not falls(0, 2, 2, 2, 2), f"a run from {start} that keeps all it gained collapsed"
+        assert not falls(0, 0, 0, -1, -1, -1), f"a run that never rose above {start} cannot fall"
+        assert not falls(0, 0, 9, 0, 2, 2, 2), f"one lucky evaluation of a run from {start} is taken for its best"
+        assert not falls(0, 2, 2, 2, 2, 2, 0), f"one bad evaluation of a run from {start} is a collapse"
+        assert falls(0, 2, 2, 0.9, 0.9, hold=2) and not falls(0, 2, 2, 0.9, 0.9), "`hold` is ignored"
+        assert falls(0, 2, 2, 2, 2, 0, 0, 2.4), f"the end of a run from {start} is not the mean of its last three"

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from ppo_lib.lab.efficiency import ratio_interval
 from ppo_lib.lab.explorer import HEALTH, ReplayExplorer, trained_curve
 
 ABOUT = {
@@ -61,6 +62,84 @@ def test_a_run_that_never_holds_the_threshold_is_counted_with_its_length():
             row["objective"] = 0.0
     until = ReplayExplorer(rows, ABOUT, caption="c").grid["points"][0]["until"][0]
     assert (until["tokens"], until["never"], until["runs"]) == (125, 1, 2)
+
+
+ONE = {
+    "sliders": {
+        "replay_buffer_size": [40], "replay_sample_size": [8], "max_replay_reuse": [2], "staleness_threshold": [4],
+    },
+    "fixed": {"batch_size": 8, "learning_rate": 1e-3},
+    "episodes": 96,
+}  # fmt: skip
+ON_POLICY = {  # seed: objectives, tokens between evaluations; starts −3, −1, −8 and ends 1, 3, 8
+    1: ([-3, -1, 1, 1, 1, 1], 100), 2: ([-1, -1, -1, 3, 3, 3], 120), 3: ([-8, -8, 8, 8, 8, 8], 90),
+}  # fmt: skip
+REPLAYED = {2: ([-1, -1, 2, 4, 4, 4], 80), 1: ([-3, 1, 1, 3, 3, 3], 50), 9: ([100] * 6, 1)}
+
+
+def one_point():
+    """An explorer of a single setting, whose runs differ in everything, beside on-policy PPO."""
+    rows = []
+    for place, runs in (((0, 0, 0, 0), ON_POLICY), ((40, 8, 2, 4), REPLAYED)):
+        for seed, (objectives, every) in runs.items():
+            for n, objective in enumerate(objectives):
+                row = {"seed": float(seed), "tokens": every * n, "objective": objective, "reuse": seed + 0.3337 * n}
+                row |= {"ess": seed / 10 + n / 100, "age": seed * n, "held": 10 * seed * n}
+                rows.append(dict(zip(ONE["sliders"], place, strict=True)) | row)
+    return ReplayExplorer(rows, ONE, caption="c")
+
+
+def test_thresholds_are_shares_of_what_on_policy_ppo_gains_from_its_start():
+    """From −4 to 4 on average (medians: −3 and 3)."""
+    assert one_point().levels == pytest.approx([0, 2, 3.2]), "not mean start + share of (mean end − mean start)"
+
+
+def test_costs_of_a_point_are_compared_on_common_seeds_as_far_as_the_shortest_run():
+    """Seeds 1 and 2 are common; their shortest run has 250 tokens."""
+    explorer = one_point()
+    until, own = explorer.grid["points"][0]["until"], explorer.grid["baseline"]["until"]
+    assert [row["tokens"] for row in until] == [105, 155, 245], "not mean costs, a run that never holds at its end"
+    assert [row["never"] for row in until] == [0, 0, 1] and {row["runs"] for row in until} == {2}
+    assert [row["tokens"] for row in own] == [247, 347, 427] and {row["runs"] for row in own} == {3}
+    costs = ([200, 250], [50, 160]), ([250, 250], [150, 160]), ([250, 250], [250, 240])
+    for row, (theirs, ours) in zip(until, costs, strict=True):
+        expected = [float(f"{number:.4g}") for number in ratio_interval(theirs, ours)]
+        assert row["ratio"] == expected, "not on-policy PPO's tokens over the point's, both cut off at the shortest run"
+    assert {tuple(row["ratio"]) for row in own} == {(1, 1, 1)}, "on-policy PPO is not as good as itself"
+
+
+def test_a_point_shows_mean_and_range_of_its_runs():
+    explorer = one_point()
+    point, baseline = explorer.grid["points"][0], explorer.grid["baseline"]
+    assert point["tokens"] == [0, 65, 130, 195, 260, 325], "not the mean tokens of the runs on common seeds"
+    assert point["objective"] == [-2, 0, 1.5, 3.5, 3.5, 3.5], "the curve is not the mean of the runs"
+    assert point["low"] == [-3, -1, 1, 3, 3, 3] and point["high"] == [-1, 1, 2, 4, 4, 4], "not lowest and highest"
+    assert (point["final"], baseline["final"]) == (3.5, 4), "the end is not the mean of the last three evaluations"
+    assert point["reuse"] == 3.17, "reuse is not that of the end"
+    assert point["ess"] == [0.16, 0.17, 0.18, 0.19, 0.2], "not the mean ESS from the first update on"
+    assert point["age"] == [0.375, 0.75, 1.125, 1.5, 1.875], "age is not a share of the staleness threshold"
+    assert point["fill"] == [0.375, 0.75, 1.125, 1.5, 1.875], "fill is not a share of the buffer's size"
+    assert baseline["age"] == [2, 4, 6, 8, 10], "on-policy PPO's age is a share of something"
+    assert explorer.grid["levels"] == [0, 2, 3.2] and explorer.grid["shares"] == (50, 75, 90)
+
+
+def test_an_own_run_is_shown_like_the_stored_ones(monkeypatch):
+    explorer, asked = one_point(), []
+    curve = [
+        {"responses": 32 * n, "tokens": 7 * n, "objective": v, "ess": 1 - n / 3, "age": 2 * n, "held": 3 * n}
+        for n, v in enumerate([-4, 1, 1, 1, 0])
+    ]
+    monkeypatch.setattr("ppo_lib.lab.explorer.trained_curve", lambda *settings: asked.append(settings[:3]) or curve)
+    explorer.train()
+    settings = {"batch_size": 8, "learning_rate": 1e-3, "replay_buffer_size": 40, "replay_sample_size": 8}
+    settings |= {"max_replay_reuse": 2, "staleness_threshold": 4, "minibatch_size": 16}
+    assert asked == [(settings, 96, 0)], "not the chosen setting, all in one minibatch, as long as the stored runs"
+    (run,) = explorer.runs
+    first, *others = run["until"]
+    assert first == {"tokens": 7, "held": True} and others == [{"tokens": 28, "held": False}] * 2, "not what it cost"
+    assert run["tokens"] == [0, 7, 14, 21, 28] and run["objective"] == [-4, 1, 1, 1, 0]
+    assert run["ess"] == [0.6667, 0.3333, 0, -0.3333] and run["age"] == [0.5, 1, 1.5, 2], "not shares to four digits"
+    assert run["fill"] == [0.075, 0.15, 0.225, 0.3]
 
 
 def test_age_and_fill_are_shares_of_what_the_setting_allows(explorer):

@@ -49,6 +49,38 @@ def test_a_sign_has_one_bound_and_can_fail():
     assert jumps.value(run) == 2.5 and not jumps.holds(run)
 
 
+def test_a_phase_sums_up_a_run_in_one_number():
+    run = [{"objective/kl": value} for value in (3.0, -1, math.nan, 4, 1, 5, 9, 2, 6)]
+    expected = {
+        gallery.FIRST: 3, gallery.MEAN: 29 / 8, gallery.LAST: 23 / 5, gallery.HIGHEST: 9, gallery.LOWEST: -1,
+        gallery.JITTER: 31 / 7,
+    }  # fmt: skip
+    found = {phase: gallery.Sign("objective/kl", phase).value(run) for phase in gallery.PHASES}
+    assert found == pytest.approx(expected), "NaN must be left out, and the phase is another"
+    assert gallery.Sign("objective/kl", gallery.LAST, below=-0.12345).text() == (
+        "KL to the reference in the last 5 updates below −0.123"
+    )
+
+
+def test_stored_rows_become_runs_by_seed_with_the_gap(monkeypatch):
+    names = ("objective/rlhf_reward", "objective/scores", "objective/non_score_reward")
+    rows = [{"seed": seed, **dict(zip(names, (9.0, 4.0, 2.0 + seed), strict=True))} for seed in (1, 0, 1)]
+    monkeypatch.setattr(gallery, "load", {"failure_gallery/kl_sign.csv": rows}.__getitem__)
+    assert [[row["gap"] for row in run] for run in gallery.runs("kl_sign")] == [[3], [2, 2]], (
+        "not a run for each seed, or the gap is not reward − score − penalty"
+    )
+
+
+def test_a_figure_s_text_has_the_range_of_each_kind(monkeypatch):
+    def runs(name):
+        ends = {"loss_sign": (-1.5, -2.5, -2.0), "healthy": (0.75, 1.25)}[name]
+        return [[{"episode": 1.0, **dict.fromkeys(gallery.LABELS, end)}] for end in ends]
+
+    monkeypatch.setattr(gallery, "runs", runs)
+    alt = gallery.figure("loss_sign").layout.meta["alt"]
+    assert "score in the last 5 updates: −2.5 to −1.5 with the fault, 0.75 to 1.25 without;" in alt
+
+
 def test_stored_runs_are_those_of_the_program(program):
     """Same settings, seeds and bugs; and each bug still fits the code."""
     assert set(program.CASES) == {*gallery.FAULTS, *HEALTHY}, "a case without an entry, or an entry without a case"

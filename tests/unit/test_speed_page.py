@@ -120,6 +120,48 @@ def test_figures_have_their_texts(name, arguments):
     assert figure.data and figure.layout.meta["alt"] and figure.layout.meta["caption"]
 
 
+def drawn(monkeypatch, content: dict, name: str, *arguments):
+    """A figure of these stored numbers, and its traces by name."""
+    monkeypatch.setattr(speed_figures, "load", content.__getitem__)
+    figure = getattr(speed_figures, name)(*arguments)
+    return figure, {trace.name: trace for trace in figure.data}
+
+
+def test_the_figure_of_sampling_shows_medians_over_generate(monkeypatch):
+    rows = [
+        {"model": model, "batch": batch, "ratios": {
+            "generate": {"median": 1.0}, "plain decoder": {"median": 1.5 + place}, "ours": {"median": 3.25 + place}}}
+        for place, (model, batch) in enumerate((("tiny", 16), ("smollm2", 64)))
+    ]  # fmt: skip
+    figure, traces = drawn(monkeypatch, {"speed/sampling.json": {"rows": rows}}, "sampling")
+    assert list(traces["Decoder"].y) == [1.5, 2.5] and list(traces["LlamaDecoder"].y) == [3.25, 4.25], "not the ratios"
+    assert list(figure.layout.xaxis.ticktext) == ["0.9 M, 16 at a time", "SmolLM2, 64 at a time"]
+    assert "LlamaDecoder: 0.9 M, 16 at a time 3.2; SmolLM2, 64 at a time 4.2." in figure.layout.meta["alt"]
+
+
+def test_the_parts_of_an_update_add_up_to_its_seconds(monkeypatch):
+    parts = {"sample": 1.0, "score": 0.5, "update": 4.0}
+    arms = {
+        "trl": parts | {"score": 2.5, "seconds": {"median": 7.5}},
+        "same": parts | {"seconds": {"median": 5.5}}, "one trunk": parts | {"seconds": {"median": 5.5}},
+    }  # fmt: skip
+    stored_arms = {"speed/update_tiny.json": {"arms": arms, "trl_gc": 1.75}}
+    figure, traces = drawn(monkeypatch, stored_arms, "update", "tiny")
+    assert [sum(heights) for heights in zip(*(trace.y for trace in traces.values()), strict=True)] == [7.5, 5.5, 5.5]
+    assert list(traces["garbage collection"].y) == [1.75, 0, 0], "garbage is collected by another arm than TRL"
+    assert list(traces["scoring"].y) == [0.75, 0.5, 0.5], "the collection is counted twice, or in another part"
+    assert "0.9 M. TRL 1.12 7.5 s; v1, two networks 5.5 s; v1, one trunk 5.5 s." in figure.layout.meta["alt"]
+
+
+def test_the_figure_of_scores_says_how_they_begin_and_end(monkeypatch):
+    scores = {"trl": [0, 0, 0, 0, 5, 9, 1, 1, 1, 1, 6], "memory": [1, 1, 1, 1, 1, 50, 3, 3, 3, 3, 3]}
+    arms = {name: [{"score": score} for score in of_arm] for name, of_arm in scores.items()}
+    figure, traces = drawn(monkeypatch, {"speed/curve.json": {"arms": arms}}, "curve")
+    assert list(traces["TRL 1.12"].y) == scores["trl"] and list(traces["TRL 1.12"].x) == list(range(1, 12))
+    said = "TRL 1.12 from 1.00 to 2.00; v1, one trunk, adapters from 1.00 to 3.00"
+    assert said in figure.layout.meta["alt"], "not the means of the first and the last five updates"
+
+
 def test_every_arm_of_an_update_is_in_its_table():
     for model in ("tiny", "smollm2"):
         table = PAGE.split(f"speed/update_{model}.json#arms")[1].split("```")[0]
