@@ -153,11 +153,15 @@ def of_tokens(responses: list[Response], name: str) -> list[float]:
 # what the networks say of one response, with gradients
 
 
+def logits_of(policy, response: Response):
+    """Those that each token was drawn by, at a temperature of 1: [T, V]."""
+    ids = torch.tensor([response.before + response.tokens])
+    return policy(input_ids=ids, use_cache=False).logits[0, len(response.before) - 1 : -1]
+
+
 def predictions(policy, response: Response, temperature: float):
     """log π(a_t) and the entropy at each token."""
-    ids = torch.tensor([response.before + response.tokens])
-    logits = policy(input_ids=ids, use_cache=False).logits[0, len(response.before) - 1 : -1]
-    every = torch.log_softmax(logits / temperature, dim=-1)
+    every = torch.log_softmax(logits_of(policy, response) / temperature, dim=-1)
     return every[range(len(response)), response.tokens], -(every.exp() * every).sum(dim=-1)
 
 

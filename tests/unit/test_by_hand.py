@@ -51,7 +51,7 @@ RUNS = {
 SHORT = REPLAY | dict(num_ppo_epochs=1, total_episodes=101, replay_anneal=0.0, max_replay_kl=None, learning_rate=1e-3)
 CORRECTIONS = {
     "by response": dict(importance_level="sequence", importance_cap=1.3, replay_gains_only=True, replay_spacing=2),
-    "coupled": dict(correction="coupled", second_moment_limit=0.01, replay_priority=0.0, min_ess=0.9),
+    "coupled": dict(correction="coupled", second_moment_limit=0.01, replay_priority=0.0),
     "none": dict(correction="none", replay_recency=None, replay_keep_best=0.0, whiten_advantages=False),
 }
 
@@ -141,7 +141,7 @@ def test_every_correction_of_a_replayed_batch(name):
     sizes, log = [], trainer.log
     trainer.log = lambda metrics: (sizes.append(len(twin.batch) - len(twin.fresh)), log(metrics))
     train(trainer)
-    assert any(sizes), f"the test needs replayed responses: {sizes}"
+    assert sum(sizes) > 20, f"the test needs replayed responses: {sizes}"
 
 
 @pytest.mark.parametrize("stage", ["v1", "v2"])

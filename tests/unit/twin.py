@@ -144,14 +144,41 @@ class Twin:
             self.prompts_left = []
         original(dataset)
 
-    def respond(self, original, *args, **kwargs):
-        self.responded = [*self.responded[-1:], original(*args, **kwargs)]
-        return self.responded[-1]
+    def respond(self, original, prompts, generator, greedy=False, tokens=None):
+        chance = generator.get_state()
+        rollout = original(prompts, generator, greedy, tokens)
+        self.responded = [*self.responded[-1:], (rollout, chance)]
+        return rollout
+
+    def read_drawn(self, rollout, chance: torch.Tensor | None) -> list[Response]:
+        """`read`, where each token was drawn by the random numbers of a generator in state `chance`; greedily if None.
+
+        A token is drawn where its number falls in the policy's distribution.
+        """
+        responses = self.read(rollout)
+        if chance is not None:
+            size, generator = (self.settings.max_new_tokens, len(responses)), torch.Generator().set_state(chance)
+            uniforms = torch.rand(size, generator=generator, dtype=torch.float64)
+        for i, response in enumerate(responses):
+            with torch.no_grad():
+                logits = by_hand.logits_of(self.policy, response) / self.settings.temperature
+            shares = torch.softmax(logits, dim=-1)
+            for t, token in enumerate(response.tokens):
+                if chance is None and logits[t].max() - logits[t, token] > 1e-4:
+                    self.fail(f"token {t} of the greedy response {response.text!r} is not the most probable one")
+                if chance is not None:
+                    above = uniforms[t, i] - shares[t, :token].sum()
+                    if not -1e-5 < above < shares[t, token] + 1e-5:
+                        self.fail(
+                            f"token {t} of response {i} is not where its random number falls in the policy's "
+                            "distribution, of the logits divided by the temperature"
+                        )
+        return responses
 
     def estimate(self, original, rollout) -> None:
         original(rollout)
         self.load()
-        self.fresh = self.batch = self.read(rollout)
+        self.fresh = self.batch = self.read_drawn(*self.responded[-1])
         self.check_prompts()
         self.judge(self.fresh, self.reward)
         for i, response in enumerate(self.fresh):
@@ -269,7 +296,10 @@ class Twin:
     def evaluate_at(self, original, update: int):
         metrics = original(update)
         self.load()
-        sampled, greedy = map(self.read, self.responded)
+        (sampled, chance), (greedy, _) = self.responded
+        if not torch.equal(chance, torch.Generator().manual_seed(self.settings.seed).get_state()):
+            self.fail("held-out prompts are not answered with the random numbers of `seed`, the same each time")
+        sampled, greedy = self.read_drawn(sampled, chance), self.read_drawn(greedy, None)
         prompts = self.trainer.eval_dataset.prompts
         for responses in (sampled, greedy):
             if [r.prompt for r in responses] != prompts:
@@ -278,22 +308,12 @@ class Twin:
             self.see(responses)
         expected = by_hand.evaluation_metrics(sampled, greedy, self.beta)
         self.check_all(metrics, expected)
-        for response in greedy:
-            self.check_greedy(response)
         self.evaluations.append({"update": update, **expected})
         for s, g in list(zip(sampled, greedy, strict=True))[: self.settings.eval_samples]:
             texts = {"prompt": s.prompt, "sampled": s.text, "greedy": g.text}
             self.samples.append({"update": update, **texts, "score": s.score, "score_greedy": g.score})
         self.expected = {**(self.expected if update else {}), **expected}
         return metrics
-
-    @torch.no_grad()
-    def check_greedy(self, response: Response) -> None:
-        ids = torch.tensor([response.before + response.tokens])
-        logits = self.policy(input_ids=ids, use_cache=False).logits[0, len(response.before) - 1 : -1]
-        for t, token in enumerate(response.tokens):
-            if logits[t].max() - logits[t, token] > 1e-4:
-                self.fail(f"token {t} of the greedy response {response.text!r} is not the most probable one")
 
     def log(self, original, metrics) -> None:
         original(metrics)
