@@ -21,7 +21,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 ROTATING = $(shell $(PY) benchmarks/sturdy.py rotating)
 
 .DEFAULT_GOAL := help
-.PHONY: help environment node browser book site chapter test test-fast test-variant sturdy lint diffs setup publish strip colab parity worlds proof-kills proof-soak proof-disk bench-v1 bench-efficiency bench-speed tables clean
+.PHONY: help environment node browser book site chapter test test-fast test-variant sturdy lint diffs setup publish strip colab parity worlds mutants proof-kills proof-soak proof-disk bench-v1 bench-efficiency bench-speed tables clean
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -91,6 +91,9 @@ worlds: $(STAMP) ## rebuild the embedded weights elsewhere and compare them, byt
 
 parity: $(STAMP) ## compare with TRL, torchtune, torchrl and verl, each in its own environment (several GB)
 	$(PY) tests/parity/run.py --build $(BUILD)
+
+mutants: $(STAMP) ## change the library's code, one place at a time: which tests notice? (hours, goes on) make mutants MODULE=losses
+	OMP_NUM_THREADS=1 $(PY) benchmarks/mutants.py run $(MODULE) $(if $(SAMPLE),--sample $(SAMPLE))
 
 # The long proofs go on where they were stopped. Remove their folders in ppo_lib/lab/stored/ and runs/ to begin anew.
 proof-kills: $(STAMP) ## 50 runs of v1 killed at random moments and while saving, resumed, compared bit for bit
