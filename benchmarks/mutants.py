@@ -54,19 +54,22 @@ EQUIVALENTS = ROOT / "tests/mutations/equivalents.yaml"
 BUILD = ROOT / "_build/mutants"
 TRIED = BUILD / "tried.jsonl"
 
-IN_FULL = ("estimators", "losses", "importance", "replay", "efficiency", "checkpoint", "resume", "config", "inputs")
+IN_FULL = (
+    "estimators", "losses", "importance", "replay", "lab/efficiency", "running/checkpoint", "running/resume", "config",
+    "commands/inputs",
+)  # fmt: skip
 SAMPLE = 40  # of every other module
 LEFT_OUT = (  # drawing, and chapters' questions, each of which has right and wrong answers of its own as tests
-    *(f"exercises/ch{number:02}" for number in range(1, 13)),
-    "plots", "widgets", "microscope", "explorer", "gallery", "token_tree", "speed_figures",
-)  # fmt: skip
+    *(f"lab/exercises/ch{number:02}" for number in range(1, 13)),
+    *(f"lab/{name}" for name in ("plots", "widgets", "microscope", "explorer", "gallery", "token_tree", "speed_figures")),
+)
 TESTS = ("tests/unit", "tests/proofs")  # those of learning take minutes each
 # Modules that tests of their own hold in seconds, for `make test`.
 QUICK = {
     "losses": ["tests/unit/test_losses.py"],
     "estimators": ["tests/unit/test_estimators.py"],
     "importance": ["tests/unit/test_importance.py"],
-    "efficiency": ["tests/unit/test_efficiency.py", "-k", "not tables and not program"],
+    "lab/efficiency": ["tests/unit/test_efficiency.py", "-k", "not tables and not program"],
 }
 
 SAID_BY = (
