@@ -79,7 +79,7 @@ def test_a_mutant_keeps_its_name_where_other_code_changes(changes, program):
 
 
 def test_few_mutants_live(program):
-    """Four, chosen by the commit, of modules that their own tests hold in seconds."""
+    """Four, the same until their code changes, of modules that their own tests hold in seconds."""
     done = subprocess.run([sys.executable, program.__file__, "few"], capture_output=True, text=True)
     assert not done.returncode, done.stderr
 
