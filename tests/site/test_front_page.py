@@ -66,7 +66,7 @@ def page(window):
     page = window.page
     page.locator(".scene select").select_option(SHOWN[0])
     page.locator(".scene input").fill(str(LAST))
-    assert seen(page) == expected(LAST, SHOWN[0])
+    assert seen(page) == expected(LAST, SHOWN[0]), "the scene does not show the stored end"
     return page
 
 
@@ -100,7 +100,9 @@ def test_the_picture_moves_with_the_run(page):
     mood, slack, at, height = page.evaluate(read)
     page.locator(".scene input").fill("0")
     sad, loose, begin, low = page.evaluate(read)
-    assert sad < 0 < mood and loose > 0.99 > slack > 0 and (begin, at) == (0, 1) and low < height
+    assert sad < 0 < mood, "the reward's mouth does not follow the score"
+    assert loose > 0.99 > slack > 0, "the tie does not follow the KL"
+    assert (begin, at) == (0, 1) and low < height, "the dot does not follow the curve"
     assert page.locator(".scene .now .new").count() > 0, "no word is marked as new"
 
 
@@ -175,10 +177,11 @@ def test_without_motion_train_goes_in_steps(visit):
     play = page.locator(".scene .play")
     for update in (0, 5, 10):
         play.click()
-        assert seen(page) == expected(update, SHOWN[0])
+        assert seen(page) == expected(update, SHOWN[0]), "Train does not go in steps"
     page.wait_for_timeout(2 * PACE)
     assert seen(page) == expected(10, SHOWN[0]) and play.text_content() == "Go on", "it moves by itself"
-    assert page.evaluate("document.getAnimations().length") == 0
+    moving = "document.querySelector('.scene .step').click(), document.getAnimations().length"
+    assert page.evaluate(moving) == 0, "something moves for a reader who asked for no motion"
 
 
 def test_without_javascript_the_scene_says_the_same(browser, bases):

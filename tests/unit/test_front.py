@@ -66,8 +66,8 @@ def test_the_most_ordinary_responses_are_shown(program):
         return {"score": mean}, [{"prompt": prompt, "score": score} for prompt, score in scores.items()]
 
     before = look(0.0, {"best": 0.9, "plain": 0.1, "gains most": -2.0, "falls": 0.0, "even": -0.1})
-    after = look(1.0, {"best": 2.0, "plain": 1.1, "gains most": 2.0, "falls": -1.0, "even": 0.6})
-    assert program.most_ordinary([before, look(9.0, {}), after]) == ["plain", "even", "best"]
+    after = look(1.0, {"best": 2.1, "plain": 1.1, "gains most": 2.0, "falls": -1.0, "even": 0.6})
+    assert program.most_ordinary([before, look(9.0, {}), after]) == ["plain", "even", "best"], "not the ordinary ones"
 
 
 def test_the_stored_run_is_v0_with_its_defaults_and_seed_0():
@@ -83,7 +83,7 @@ def test_the_stored_texts_earn_the_stored_scores():
     world = worlds.load("reviews")
     assert set(RUN["shown"]) <= set(world.heldout_prompts) and RUN["prompts"] == len(world.heldout_prompts)
     earned = world.reward([row["prompt"] for row in ROWS], [row["response"] for row in ROWS])
-    assert [row["score"] for row in ROWS] == pytest.approx(list(earned), abs=1e-5)
+    assert [row["score"] for row in ROWS] == pytest.approx(list(earned), abs=1e-5), "a stored score is not earned"
     for row in ROWS:
         assert row["kl"] == pytest.approx(row["logprob"] - row["ref_logprob"], abs=1e-3)
 
