@@ -207,4 +207,5 @@ def test_a_collapse_loses_more_than_half_of_the_gain():
         assert not falls(0, 0, 9, 0, 2, 2, 2), f"one lucky evaluation of a run from {start} is taken for its best"
         assert not falls(0, 2, 2, 2, 2, 2, 0), f"one bad evaluation of a run from {start} is a collapse"
         assert falls(0, 2, 2, 0.9, 0.9, hold=2) and not falls(0, 2, 2, 0.9, 0.9), "`hold` is ignored"
+        assert falls(0, 0.2, 0.2, 0.2, 0, 0, 0), f"a run from {start} cannot lose a small gain"
         assert falls(0, 2, 2, 2, 2, 0, 0, 2.4), f"the end of a run from {start} is not the mean of its last three"

@@ -59,9 +59,7 @@ def test_a_final_value_is_the_mean_of_the_last_five_evaluations(tables):
 
 def test_thresholds_are_shares_of_the_gain_from_the_mean_start(tables):
     """Starts −4, −1, 8 with mean 1; ends 10, 12, 32 with mean 18: half of the gain is at 9.5."""
-    baseline = {
-        seed: curve([start, 99, *[end] * 5]) for seed, start, end in ((7, -4, 10), (8, -1, 12), (9, 8, 32))
-    }
+    baseline = {seed: curve([start, 99, *[end] * 5]) for seed, start, end in ((7, -4, 10), (8, -1, 12), (9, 8, 32))}
     found = tables.thresholds(baseline)
     assert list(found) == [50, 75, 90, 100], "the shares are not those of the pages"
     assert found[100] == pytest.approx(18), "the end is not the mean of the baseline's final values (median: 12)"
@@ -295,6 +293,7 @@ def test_the_summary_of_a_study(tables, tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"replay    90 %:       2 tokens, 0/2 never, x{to['against_ppo']} against ppo, final 1.000, KL" in out
     row = summary["ablations"]["dense"]["one epoch"]
+    assert "dense {'50': 0.0, '75': 0.5, '90': 0.8, '100': 1.0}" in out, "the thresholds are not printed"
     assert f"dense one epoch            5 tokens (full 2), x{row['times_dearer']} dearer" in out
 
 
