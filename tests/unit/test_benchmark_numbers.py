@@ -303,7 +303,7 @@ def test_runs_without_guards_are_those_of_their_arms(program, monkeypatch, tmp_p
     monkeypatch.setattr(guards, "SEEDS", (300, 301))
     monkeypatch.setattr(guards, "multiprocessing", SimpleNamespace(get_context=lambda kind: SimpleNamespace(Pool=Pool)))
     monkeypatch.setattr(guards, "os", SimpleNamespace(environ={}))
-    monkeypatch.setattr("ppo_lib.explorer.trained_curve", trained_curve)
+    monkeypatch.setattr("ppo_lib.lab.explorer.trained_curve", trained_curve)
     guards.main([])
     assert ran == [(settings, 128, seed) for seed in (300, 301) for settings in guards.ARMS.values()], (
         "an arm is another's"
