@@ -16,9 +16,9 @@ MEANING = {
     "ref_logprobs": "log π_ref(a_t), of the reference as the run began with it, its logits divided by the temperature",
     "values": "V(s_t), of the state before token t",
     "rewards": "−β (log π − log π_ref) at each token, and the score at the last one that was sampled",
-    "returns": "advantages before they are whitened, plus V(s_t)",
+    "returns": "V(s_t) + A_t before it is whitened; of a batch with replayed responses V(s_t) + c̄_t A_t, by V-trace",
     "weights": "what an advantage is multiplied by: ω, min(π_k/μ, C), and 0 where the second moment is too large",
-    "advantages": "GAE by γ, λ and `bootstrap_cut`; whitened, where set, over all tokens of the batch; times weights",
+    "advantages": "A_t by γ, λ and `bootstrap_cut`; whitened, where set, over all tokens of the batch; times a weight",
     # of a rollout, before its update
     "objective/kl": "log π − log π_ref, added up over a response, mean over responses",
     "objective/entropy": "−log π of the sampled tokens, added up over a response, mean over responses",
@@ -333,6 +333,7 @@ class Buffer:
     def __init__(self, settings):
         self.settings = settings
         self.places: list[Response | None] = [None] * settings.replay_buffer_size
+        self.gone: dict[tuple, str] = {}  # why a response is not held any more
         self.counts = {"added": 0, "replayed": 0, "expired": 0, "retired": 0, "evicted": 0}
         self.totals = {"generated_tokens": 0, "generated_responses": 0, "trained_tokens": 0, "trained_responses": 0}
 
@@ -347,6 +348,7 @@ class Buffer:
     def drop(self, response: Response, reason: str) -> None:
         self.places[response.place] = None
         self.counts[reason] += 1
+        self.gone[response.key, response.update] = reason
 
     def expire(self, update: int) -> None:
         best = self.best()

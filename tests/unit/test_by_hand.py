@@ -50,9 +50,11 @@ RUNS = {
 }
 SHORT = REPLAY | dict(num_ppo_epochs=1, total_episodes=101, replay_anneal=0.0, max_replay_kl=None, learning_rate=1e-3)
 CORRECTIONS = {
-    "by response": dict(importance_level="sequence", importance_cap=1.3, replay_gains_only=True, replay_spacing=2),
+    "by response": dict(
+        importance_level="sequence", importance_cap=1.3, replay_gains_only=True, replay_spacing=2, replay_sample_size=31
+    ),
     "coupled": dict(correction="coupled", second_moment_limit=0.01, replay_priority=0.0),
-    "none": dict(correction="none", replay_recency=None, replay_keep_best=0.0, whiten_advantages=False),
+    "none": dict(correction="none", replay_recency=None, max_replay_reuse=5, whiten_advantages=False, lora_rank=2),
 }
 
 
@@ -86,7 +88,8 @@ def cosine(update, settings):
 
 def made(stage, family, settings):
     others = {} if stage is ppo.PPOTrainer else {"eval_reward": judge}
-    others["reference"] = tiny_policy(family, seed=1, sharpness=2.0, num_hidden_layers=1).train()
+    if "lora_rank" not in settings:  # there it is the policy without its adapters
+        others["reference"] = tiny_policy(family, seed=1, sharpness=2.0, num_hidden_layers=1).train()
     return stage(ragged(family), letters, tokenizer=byte_tokenizer(), **settings, **others)
 
 
@@ -155,7 +158,7 @@ def test_a_stopped_run_goes_on_and_another_follows(stage, tmp_path):
     twin.follow(resumed)
     train(resumed)
     train(resumed)
-    assert twin.number == 7, f"{twin.number - 1} updates of two runs of three"
+    assert twin.number == 7, f"two runs of 3 updates are {twin.number - 1}: a second `train` begins another run"
     written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     for row, expected in zip([row for row in written if row["update"]], twin.history, strict=True):
         twin.check_all(row, expected)

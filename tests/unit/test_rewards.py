@@ -48,12 +48,20 @@ def test_bad_rewards_name_the_prompt(reward, message):
         score_responses(reward, ["first", "second"], ["text", ""])
 
 
-def test_reward_model_ignores_the_padding_of_its_neighbours():
-    reward = RewardModel(classifier(), byte_tokenizer())
-    reward.bind(tiny_policy(), byte_tokenizer())
-    together = reward(["a", "a much longer prompt"], ["b", " and its response"])
-    alone = reward(["a"], ["b"])
-    assert together[0].item() == pytest.approx(alone[0].item(), abs=1e-5), "the score depends on the neighbours"
+def test_a_reward_model_reads_prompt_and_response_and_no_padding():
+    model, tokenizer = classifier(), byte_tokenizer()
+    reward = RewardModel(model, tokenizer)
+    reward.bind(tiny_policy(), tokenizer)
+    prompts, responses = ["a", "a much longer prompt", "c"], ["b", " and its response", ""]
+    scores = reward(prompts, responses).tolist()
+    for prompt, response, score in zip(prompts, responses, scores, strict=True):
+        with torch.no_grad():
+            states = model.model(torch.tensor([tokenizer(prompt + response)["input_ids"]])).last_hidden_state
+        by_hand = (states[0, -1] @ model.score.weight[0]).item()
+        assert score == pytest.approx(by_hand, abs=1e-5), (
+            f"the score of {prompt!r} and {response!r} is not that of the last token of both, but of padding, or of "
+            "one of them alone"
+        )
 
 
 def test_reward_model_needs_one_output():

@@ -74,16 +74,25 @@ def test_impossible_tokens_are_never_drawn():
     assert (draw(logprobs, uniform(1000)) == 1).all(), "a token of probability 0 was drawn"
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])  # a decoder of our own, and transformers' forward
 @pytest.mark.parametrize("pad_is_eos", [False, True])
-def test_mask_holds_the_eos_and_nothing_after_it(pad_is_eos):
-    policy, tokenizer = likely_eos(tiny_policy()), byte_tokenizer(pad_is_eos)
+def test_mask_holds_the_eos_and_nothing_after_it(pad_is_eos, family):
+    """The tokenizer's EOS, and two that only the model's configuration names."""
+    eos = (256, 0, 97)
+    policy, tokenizer = likely_eos(tiny_policy(family), 3.0, eos), byte_tokenizer(pad_is_eos)
+    policy.generation_config.eos_token_id = list(eos[1:])
     rollout = sample(policy, tokenizer, PROMPTS * 8, 10, generator=torch.Generator().manual_seed(0))
-    ends_at = [row.index(256) + 1 if 256 in row else len(row) for row in rollout.response_ids.tolist()]
+    places = [[t for t, token in enumerate(row) if token in eos] for row in rollout.response_ids.tolist()]
+    ends_at = [ends[0] + 1 if ends else rollout.mask.shape[1] for ends in places]
     assert min(ends_at) < max(ends_at), "the test needs responses of different lengths"
+    for token in eos:
+        ended_by = (rollout.response_ids == token) & rollout.mask
+        assert ended_by.any(), f"the test needs responses with the EOS {token}"
+        assert rollout.ended[ended_by.any(dim=1)].all(), f"the EOS {token} does not end a response: any of {eos} does"
     for row, length in enumerate(ends_at):
         assert rollout.mask[row, :length].all(), "the mask loses the EOS: build it from what was sampled, not from PAD"
         assert not rollout.mask[row, length:].any(), "the response goes on after EOS"
-        finished = rollout.response_ids[row, length - 1] == 256
+        finished = rollout.response_ids[row, length - 1].item() in eos
         assert rollout.ended[row] == finished, "`ended` is wrong, or sampling goes on after EOS"
 
 

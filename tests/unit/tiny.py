@@ -38,11 +38,11 @@ def tiny_policy(family: str = "llama", seed: int = 0, vocab_size: int = 258, sha
     return policy
 
 
-def likely_eos(policy, boost: float = 4.0):
+def likely_eos(policy, boost: float = 4.0, eos: tuple[int, ...] = (256,)):
     """The same policy with EOS more probable, so that responses end at different lengths."""
     rows = policy.get_output_embeddings()
     bias = torch.zeros(rows.out_features)
-    bias[256] = boost
+    bias[list(eos)] = boost
     rows.bias = torch.nn.Parameter(bias)
     return policy
 

@@ -31,7 +31,7 @@ class Twin:
 
     def __init__(self, trainer, name: str, eos: set[int], reward, eval_reward=None, rate=None, spoiled=None):
         self.name, self.eos, self.reward, self.eval_reward = name, eos, reward, eval_reward or reward
-        networks = copy.deepcopy((trainer.policy, trainer.critic, trainer.reference))
+        networks = *copy.deepcopy((trainer.policy, trainer.critic)), copy.deepcopy(trainer.reference)
         self.policy, self.critic, self.reference = (network.double().eval() for network in networks)
         self.settings, self.spoiled = trainer.config, spoiled
         self.rate = rate or (lambda update: self.settings.learning_rate)
@@ -109,10 +109,15 @@ class Twin:
                     f"first EOS, any of {sorted(self.eos)}: {ids}"
                 )
             if bool(rollout.ended[i]) != bool(ends):
-                self.fail(f"`ended` of response {i} is {bool(rollout.ended[i])}, but its last token is {tokens[-1]}")
+                self.fail(
+                    f"`ended` of response {i} is {bool(rollout.ended[i])}, but its last token, {tokens[-1]}, is "
+                    f"{'one' if ends else 'none'} of the EOS ids {sorted(self.eos)}"
+                )
             if rollout.responses[i] != text:
                 self.fail(f"the text of response {i} is {text!r}, but what is judged is {rollout.responses[i]!r}")
             before = tokenizer(prompt)["input_ids"]
+            if rollout.prompt_ids[i, rollout.prompt_mask[i]].tolist() != before:
+                self.fail(f"the prompt {prompt!r} of response {i} has lost tokens to padding, or has padding in it")
             responses.append(Response(prompt, before, tokens, bool(ends), text, self.number, last_used=self.number))
         return responses
 
@@ -148,6 +153,7 @@ class Twin:
         chance = generator.get_state()
         rollout = original(prompts, generator, greedy, tokens)
         self.responded = [*self.responded[-1:], (rollout, chance)]
+        self.after = generator.get_state()
         return rollout
 
     def read_drawn(self, rollout, chance: torch.Tensor | None) -> list[Response]:
@@ -170,8 +176,8 @@ class Twin:
                     above = uniforms[t, i] - shares[t, :token].sum()
                     if not -1e-5 < above < shares[t, token] + 1e-5:
                         self.fail(
-                            f"token {t} of response {i} is not where its random number falls in the policy's "
-                            "distribution, of the logits divided by the temperature"
+                            f"token {t} of response {i}, sampled for {response.prompt!r}, is not where its random "
+                            "number falls in the policy's distribution, of the logits divided by the temperature"
                         )
         return responses
 
@@ -179,6 +185,10 @@ class Twin:
         original(rollout)
         self.load()
         self.fresh = self.batch = self.read_drawn(*self.responded[-1])
+        generator = torch.Generator().set_state(self.responded[-1][1])
+        torch.rand(max(map(len, self.fresh)), len(self.fresh), dtype=torch.float64, generator=generator)
+        if not torch.equal(generator.get_state(), self.after):
+            self.fail("the run's generator is not just behind the numbers that the rollout was drawn by")
         self.check_prompts()
         self.judge(self.fresh, self.reward)
         for i, response in enumerate(self.fresh):
@@ -187,6 +197,7 @@ class Twin:
         self.see(self.fresh)
         for response in self.fresh:
             response.behaviour = response.logprobs
+        self.check("objective/kl_coef", self.trainer.kl_coef, self.beta, " when rewards are assigned")
         by_hand.assign_credit(self.fresh, self.settings, self.beta)
         for name in ("logprobs", "ref_logprobs", "values", "rewards", "returns", "advantages"):
             self.check_tokens(name, getattr(rollout, name), self.fresh)
@@ -196,11 +207,13 @@ class Twin:
         if len(self.fresh) != self.rollout_size:
             self.fail(f"{len(self.fresh)} responses: batch, group and accumulation make {self.rollout_size}")
         for first in range(0, self.rollout_size, self.settings.group_size):
-            group = {r.prompt for r in self.fresh[first : first + self.settings.group_size]}
-            self.prompts_left = self.prompts_left or sorted(self.prompts)
-            if len(group) > 1 or not group.issubset(self.prompts_left):
-                self.fail(f"{sorted(group)}: a prompt comes `group_size` times in a row, once in a pass")
-            self.prompts_left.remove(group.pop())
+            prompt, *others = {r.prompt for r in self.fresh[first : first + self.settings.group_size]}
+            if others:
+                self.fail(f"a group of responses is to {[prompt, *others]}: a prompt comes `group_size` times in a row")
+            self.prompts_left = self.prompts_left or list(self.prompts)
+            if prompt not in self.prompts_left:
+                self.fail(f"a pass over the data takes {prompt!r} again before {self.prompts_left}: each comes once")
+            self.prompts_left.remove(prompt)
 
     def update(self, original, rollout):
         self.steps, self.rows_left, self.too_far = [], [], False
@@ -224,7 +237,7 @@ class Twin:
             born = self.number - (0 if ages is None else int(ages[i]))
             same = [r for r in self.rows_left if r.key == response.key and r.update == born]
             if not same:
-                self.fail(f"a pass over the batch takes the response {response.text!r} twice")
+                self.fail(f"a pass takes a response again before {len(self.rows_left)} others of the batch came once")
             rows.append(same[0])
             self.rows_left.remove(same[0])
         return rows
@@ -244,17 +257,20 @@ class Twin:
             self.skipped += 1
         else:
             metrics = original(minibatch)
-        self.check_all(metrics, expected)
         self.steps.append(expected)
         self.too_far = expected["policy/approxkl_avg"] > (getattr(settings, "kl_stop", None) or math.inf)
         still = "a NaN gradient" if spoiled else "an approximate KL beyond `kl_stop`" if self.too_far else None
+        rate = self.rate(self.in_run)
+        for name in expected.keys() - {"policy/grad_norm", "val/grad_norm"}:  # which follow from the gradients
+            self.check(name, metrics[name], expected[name])
         if not still:
+            self.check("lr", self.trainer.optimizer.param_groups[0]["lr"], rate)
             self.check_gradients()
-            slopes = [gradient for network in mine for gradient in gradients(network)]
-            before = self.adam.moved(before, slopes, self.rate(self.in_run))
+            before = self.adam.moved(before, [slope for network in mine for slope in gradients(network)], rate)
+        self.check_all(metrics, expected)
         now = [p.detach().double() for network in mine for p in network.parameters()]
-        if not all(torch.allclose(*pair, rtol=1e-5, atol=1e-6) for pair in zip(now, before, strict=True)):
-            rule = f"AdamW at a learning rate of {self.rate(self.in_run):.3g} without weight decay takes them elsewhere"
+        if not all(torch.allclose(*pair, rtol=1e-6, atol=1e-3 * rate) for pair in zip(now, before, strict=True)):
+            rule = f"AdamW at a learning rate of {rate:.3g} without weight decay leads elsewhere"
             self.fail(f"the weights after step {len(self.steps)}: {f'{still} moves nothing' if still else rule}")
         return metrics
 
@@ -276,14 +292,18 @@ class Twin:
             ("policy", self.trainer.policy, self.policy),
             ("critic", self.trainer.critic, self.critic),
         ):
-            norm = length_of(gradients(hand))
-            shrink = min(1.0, self.settings.max_grad_norm / norm) if norm else 1.0
-            gap = length_of(a - shrink * b for a, b in zip(gradients(mine), gradients(hand), strict=True))
-            if gap > 5e-4 * shrink * norm:
+            norm, got = length_of(gradients(hand)), length_of(gradients(mine))
+            gap = length_of(a * norm - b * got for a, b in zip(gradients(mine), gradients(hand), strict=True))
+            if gap > 5e-4 * norm * got or bool(norm) != bool(got):
                 self.fail(
-                    f"the gradient of the {name} is off by {gap:.2g} of {shrink * norm:.2g}: it is that of policy loss "
-                    "+ vf_coef · value loss − entropy_coef · entropy, means over all tokens of the step, cut to "
-                    "`max_grad_norm`"
+                    f"the gradient of the {name} has another direction, {gap / (norm * got or 1):.1%} off: the loss is "
+                    "policy + vf_coef · value − entropy_coef · entropy, each one mean over all tokens of the step, so "
+                    "that a micro-batch weighs as much as it has tokens"
+                )
+            if not close(got, min(norm, self.settings.max_grad_norm)):
+                self.fail(
+                    f"the gradient of the {name} was {norm:.6g} long and is {got:.6g} when the step is taken: policy "
+                    f"and critic are each cut to `max_grad_norm`, {self.settings.max_grad_norm}"
                 )
 
     def adapt_kl(self, original, kl: float) -> None:
@@ -294,7 +314,10 @@ class Twin:
         self.check("objective/kl_coef", self.trainer.kl_coef, self.beta, " of the next update")
 
     def evaluate_at(self, original, update: int):
+        before = self.trainer.generator.get_state()
         metrics = original(update)
+        if not torch.equal(before, self.trainer.generator.get_state()):
+            self.fail("an evaluation spends random numbers of training")
         self.load()
         (sampled, chance), (greedy, _) = self.responded
         if not torch.equal(chance, torch.Generator().manual_seed(self.settings.seed).get_state()):
@@ -340,24 +363,62 @@ class Twin:
         if anneal:
             left = (self.updates - 1 - self.in_run) / self.updates
             wanted = round(wanted * min(1.0, left / anneal))
-        if (size, version) != (wanted, self.number):
-            self.fail(f"update {version} asks for {size} responses: `replay_sample_size`, annealed, is {wanted}")
-        self.drawn, ready = [], self.buffer.ready(self.number)
+        if version != self.number:
+            self.fail(f"the buffer is told that this is update {version}, by which ages and spacing are counted")
+        if size != wanted:
+            self.fail(f"{size} responses are to be replayed: `replay_sample_size`, annealed over the run, is {wanted}")
+        self.check_held()
+        before, ready, last_used = self.held(), self.buffer.ready(self.number), self.trainer.buffer.fields["last_used"]
         batch = original(size, version, generator)
-        for i, response in enumerate([] if batch is None else self.read(batch)):
-            same = [r for r in ready if r.key == response.key and self.number - r.update == int(batch.ages[i])]
-            same = [r for r in same if r not in self.drawn]
+        now, self.drawn = self.held(), []
+        used = [r for r in ready if r.place in before.keys() - now.keys() or last_used[r.place] == version]
+        for response, age in [] if batch is None else zip(self.read(batch), batch.ages.tolist(), strict=True):
+            same = [r for r in used if r.key == response.key and self.number - r.update == age]
             if not same:
                 self.fail(
-                    f"the response {response.text!r} of age {int(batch.ages[i])} is replayed, but is not held, rests "
-                    "by `replay_spacing`, or was drawn twice"
+                    f"the response {response.text!r} of age {age} is replayed, but it was drawn already, is not held, "
+                    "rests by `replay_spacing`, or is not marked as used in this update"
                 )
             self.drawn.append(same[0])
+            used.remove(same[0])
         if len(self.drawn) != min(wanted, len(ready)):
             self.fail(f"{len(self.drawn)} responses are replayed: {wanted} are wanted and {len(ready)} are ready")
         if self.drawn:
             self.check_drawn(batch)
         return batch
+
+    def held(self) -> dict[int, tuple]:
+        """What the trainer's buffer holds, by place: prompt and tokens, and whose policy sampled them."""
+        buffer, held = self.trainer.buffer, {}
+        for place in buffer.held.tolist():
+            ids = buffer.fields["response_ids"][place, : buffer.fields["lengths"][place]].tolist()
+            held[place] = (buffer.prompts[place], tuple(ids)), int(buffer.fields["versions"][place])
+        return held
+
+    def check_held(self) -> None:
+        """The trainer's buffer holds what it should, and would draw each response as often as it should."""
+        mine, expected = self.held(), {r.place: (r.key, r.update) for r in self.buffer.held}
+        for key, update in set(mine.values()) - set(expected.values()):
+            why = self.buffer.gone.get((key, update), "never sampled")
+            self.fail(f"the buffer holds a response of update {update} to {key[0]!r} that is {why}")
+        for key, update in set(expected.values()) - set(mine.values()):
+            self.fail(
+                f"the buffer holds no response of update {update} to {key[0]!r}: it has not expired by "
+                "`staleness_threshold`, was not used up, and is not the oldest, or is kept by `replay_keep_best`"
+            )
+        if mine != expected:
+            self.fail("new responses take other places in the buffer than the first free one, or the oldest's")
+        if not self.buffer.ready(self.number):
+            return
+        chances = self.buffer.probabilities(self.number)
+        for place, chance in zip(mine, self.trainer.buffer.probabilities(self.number).tolist(), strict=True):
+            r = self.buffer.places[place]
+            if not close(chance, chances.get(r, 0.0)):
+                self.fail(
+                    f"a response of score {r.score:.3g}, sampled in update {r.update} and last used in {r.last_used}, "
+                    f"is drawn with probability {chance:.4g}, by hand {chances.get(r, 0):.4g}: in proportion to "
+                    "|score − mean|^`replay_priority` · exp(−age / `replay_recency`), where it does not rest"
+                )
 
     def check_drawn(self, batch) -> None:
         for i, r in enumerate(self.drawn):
@@ -391,6 +452,8 @@ class Twin:
         if [r.key for r in self.batch] != [r.key for r in self.read(batch)]:
             self.fail(f"the batch is not the fresh rollout and the {len(near)} replayed responses that are left")
         if near:
+            if batch.ages.tolist() != [self.number - r.update for r in self.batch]:
+                self.fail(f"ages are {batch.ages.tolist()}: those of fresh responses are 0, others' the updates since")
             cap = settings.trace_cap if settings.correction == "decoupled" else None
             by_hand.assign_credit(self.batch, settings, self.beta, cap)
             by_hand.weigh(self.batch, settings, self.number)
