@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -52,6 +53,32 @@ def read_csv(path: Path) -> list[dict]:
     with open(path, newline="", encoding="utf-8") as file:
         rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
     return [{key: int(value) if value.is_integer() else value for key, value in row.items()} for row in rows]
+
+
+class Curves:
+    """A CSV file of runs, in which a program that was stopped goes on: the rows of a run are added when it is over.
+
+    Args:
+        path: the file; it is made, with its headings, where it is not there.
+        key: columns that name a run. columns: the others.
+    """
+
+    def __init__(self, path: Path, key: Sequence[str], columns: Sequence[str]):
+        self.path, self.key = path, key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_text(",".join((*key, *columns)) + "\n", encoding="utf-8")
+
+    def lacking(self, keys: Iterable[tuple]) -> list[tuple]:
+        """Those of `keys` whose runs are not there yet."""
+        with open(self.path, newline="", encoding="utf-8") as file:
+            known = {tuple(row[name] for name in self.key) for row in csv.DictReader(file)}
+        return [key for key in keys if tuple(map(str, key)) not in known]
+
+    def add(self, key: tuple, rows: Iterable[Sequence]) -> None:
+        """Add the rows of the run `key`, the other columns in their order."""
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([*key, *row] for row in rows)
 
 
 def _write(path: Path, text: str) -> None:

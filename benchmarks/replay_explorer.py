@@ -7,10 +7,9 @@ ppo_lib/lab/stored/replay_explorer/curves.csv as soon as its run is over; a kill
 """
 
 import argparse
-import csv
 import itertools
 
-from record import RESULTS, provenance, write_json
+from record import RESULTS, Curves, provenance, write_json
 from sample_efficiency import COLUMNS, frozen, in_parallel, stored
 
 FOLDER = RESULTS / "replay_explorer"
@@ -42,15 +41,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args(argv)
-    path = FOLDER / "curves.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        path.write_text(",".join((*SLIDERS, "seed", *COLUMNS)) + "\n")
-    with open(path, newline="", encoding="utf-8") as file:
-        known = {tuple(int(row[name]) for name in (*SLIDERS, "seed")) for row in csv.DictReader(file)}
-    for key, curve in in_parallel([job for job in jobs() if job[0] not in known], arguments.workers):
-        with open(path, "a", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([*key, *stored(row)] for row in curve)
+    curves, wanted = Curves(FOLDER / "curves.csv", (*SLIDERS, "seed"), COLUMNS), {job[0]: job for job in jobs()}
+    for key, curve in in_parallel([wanted[key] for key in curves.lacking(wanted)], arguments.workers):
+        curves.add(key, map(stored, curve))
     write_json(
         FOLDER / "runs.json",
         {"sliders": SLIDERS, "fixed": FIXED, "on-policy": frozen()["dense"]["ppo"], "seeds": SEEDS,

@@ -10,12 +10,11 @@ Order 0 is that of the stored runs of `sample_efficiency.py`, whose PPO is the o
 
 import argparse
 import contextlib
-import csv
 
 import numpy as np
 import torch
 from efficiency_tables import compared, final, read_curves, rounded, thresholds
-from record import RESULTS, provenance, write_json
+from record import RESULTS, Curves, provenance, write_json
 from sample_efficiency import COLUMNS, FOLDER, SEEDS, TASKS, arm, stored, train
 
 from ppo_lib.lab.efficiency import collapsed, cost_until, ratio_interval
@@ -43,20 +42,13 @@ def shuffled(seed: int):
 
 def run() -> None:
     """Train what is not there yet; a curve is added as soon as its run is over."""
-    path = OUT / "curves.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        path.write_text(",".join(("task", "arm", "seed", *COLUMNS)) + "\n")
-    known = {(name, seed) for name, runs in read_curves(path).get("dense", {}).items() for seed in runs}
-    for order in ORDERS:
-        for seed in SEEDS:
-            if (f"order {order}", seed) not in known:
-                with shuffled(1000 * order + seed):
-                    curve = train(TASKS["dense"], *arm("dense", "replay"), seed)
-                with open(path, "a", newline="", encoding="utf-8") as file:
-                    writer = csv.writer(file, lineterminator="\n")
-                    writer.writerows(["dense", f"order {order}", seed, *stored(row)] for row in curve)
-                print(f"order {order}, seed {seed}: last objective {curve[-1]['objective']:.3f}", flush=True)
+    curves = Curves(OUT / "curves.csv", ("task", "arm", "seed"), COLUMNS)
+    for key in curves.lacking(("dense", f"order {order}", seed) for order in ORDERS for seed in SEEDS):
+        _, order, seed = key
+        with shuffled(1000 * int(order.removeprefix("order ")) + seed):
+            curve = train(TASKS["dense"], *arm("dense", "replay"), seed)
+        curves.add(key, map(stored, curve))
+        print(f"{order}, seed {seed}: last objective {curve[-1]['objective']:.3f}", flush=True)
 
 
 def analyse() -> None:

@@ -33,7 +33,7 @@ from pathlib import Path
 
 import torch
 from efficiency_tables import ARMS, analyse
-from record import RESULTS, provenance, write_json
+from record import RESULTS, Curves, provenance, write_json
 
 from ppo_lib import ppo_v1, ppo_v2, worlds
 from ppo_lib.config import REPLAY_SETTINGS, ReplayConfig
@@ -418,24 +418,17 @@ def ablate(arguments) -> None:
 
 def add_curves(keys: list[tuple[str, str, int]], arguments) -> None:
     """Train what is not there yet of (task, arm, seed); a curve is added to curves.csv as soon as its run is over."""
-    path = FOLDER / "curves.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        path.write_text(",".join(("task", "arm", "seed", *COLUMNS)) + "\n")
-    with open(path, newline="", encoding="utf-8") as file:
-        known = {(row["task"], row["arm"], int(row["seed"])) for row in csv.DictReader(file)}
-    jobs = []
-    for key in keys:
+    curves, jobs = Curves(FOLDER / "curves.csv", ("task", "arm", "seed"), COLUMNS), []
+    for key in curves.lacking(keys):
         task_name, name, seed = key
         family, settings = arm(task_name, name)
         changes_nothing = name in ABLATIONS and whole(settings) == whole(arm(task_name, "replay")[1])
-        if key not in known and not changes_nothing:
+        if not changes_nothing:
             task = TASKS[task_name]
             episodes = task.tuning_episodes if name in ABLATIONS else task.episodes
             jobs.append((key, task_name, episodes, family, settings, seed))
     for key, curve in in_parallel(jobs, arguments.workers):
-        with open(path, "a", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([*key, *stored(row)] for row in curve)
+        curves.add(key, map(stored, curve))
     write_json(FOLDER / "runs.json", {"settings": frozen(), **provenance("scipy")})
 
 

@@ -8,12 +8,11 @@ ppo_lib/lab/stored/without_guards/curves.csv as soon as its run is over; a kille
 """
 
 import argparse
-import csv
 import itertools
 import multiprocessing
 import os
 
-from record import RESULTS, provenance, write_json
+from record import RESULTS, Curves, provenance, write_json
 
 FOLDER = RESULTS / "without_guards"
 SEEDS = range(300, 310)
@@ -45,20 +44,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args(argv)
-    path = FOLDER / "curves.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        path.write_text(",".join(("arm", "seed", *COLUMNS)) + "\n", encoding="utf-8")
-    with open(path, newline="", encoding="utf-8") as file:
-        known = {(row["arm"], int(row["seed"])) for row in csv.DictReader(file)}
-    jobs = [(name, seed) for seed, name in itertools.product(SEEDS, ARMS) if (name, seed) not in known]
+    curves = Curves(FOLDER / "curves.csv", ("arm", "seed"), COLUMNS)
+    jobs = curves.lacking((name, seed) for seed, name in itertools.product(SEEDS, ARMS))
     os.environ |= {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     with multiprocessing.get_context("spawn").Pool(arguments.workers) as pool:
         for key, curve in pool.imap_unordered(work, jobs):
             print(key, [round(row["objective"], 2) for row in curve], flush=True)
-            with open(path, "a", newline="", encoding="utf-8") as file:
-                rows = ([*key, *(f"{row[name]:.6g}" for name in COLUMNS)] for row in curve)
-                csv.writer(file, lineterminator="\n").writerows(rows)
+            curves.add(key, ([f"{row[name]:.6g}" for name in COLUMNS] for row in curve))
     settings = {"arms": ARMS, "seeds": list(SEEDS), "episodes": EPISODES}
     write_json(FOLDER / "runs.json", settings | provenance())
 
