@@ -81,6 +81,18 @@ class Curves:
             csv.writer(file, lineterminator="\n").writerows([*key, *row] for row in rows)
 
 
+def read_lines(path: Path) -> list[dict]:
+    """The rows of a file with one JSON object a line, the oldest first; none where there is no file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def add_line(path: Path, row: dict) -> None:
+    """Add a row to such a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".part")

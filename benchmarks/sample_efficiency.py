@@ -29,11 +29,10 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from efficiency_tables import ARMS, analyse
-from record import RESULTS, Curves, provenance, write_json
+from record import RESULTS, Curves, add_line, provenance, read_lines, write_json
 
 from ppo_lib import ppo_v1, ppo_v2, worlds
 from ppo_lib.config import REPLAY_SETTINGS, ReplayConfig
@@ -361,11 +360,9 @@ def tries_of(stage: str, family: str, task: Task, tried: list[dict]) -> list[dic
 def tune(arguments) -> None:
     """Tries on the first tuning seed, the best of them on the others; the best mean objective is frozen."""
     path = FOLDER / "tuning.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
     names = [name for name in arguments.tasks if not TASKS[name].tuned_on]
     for stage in ("first", "varied", "nearby", "wide", "last ideas", "finalists"):
-        tried = read_tried(path)
+        tried = read_lines(path)
         jobs = []
         for name, family in itertools.product(names, FAMILIES):
             mine = [row for row in tried if (row["task"], row["family"]) == (name, family)]
@@ -379,13 +376,8 @@ def tune(arguments) -> None:
             mean = sum(row["objective"] for row in curve) / len(curve)
             row = {"task": name, "family": family, "seed": seed, "mean": round(mean, 4)}
             row |= {"objective": [round(r["objective"], 3) for r in curve], "settings": json.loads(settings)}
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-    freeze(read_tried(path))
-
-
-def read_tried(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            add_line(path, row)
+    freeze(read_lines(path))
 
 
 def freeze(tried: list[dict]) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from efficiency_tables import arm_table, thresholds
-from record import RESULTS, provenance, write_json
+from record import RESULTS, add_line, provenance, read_lines, write_json
 from sample_efficiency import COLUMNS, Task, stored, train, without_replay
 
 FOLDER = RESULTS / "smollm2_efficiency"
@@ -52,8 +52,7 @@ def work(job: dict) -> dict:
 
 
 def runs_of(folder: Path) -> list[dict]:
-    path = folder / "runs.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_lines(folder / "runs.jsonl")
 
 
 def do(jobs: list[dict], pool, folder: Path, until: float) -> None:
@@ -66,8 +65,7 @@ def do(jobs: list[dict], pool, folder: Path, until: float) -> None:
                 run = results.next(timeout=max(0.1, until - time.monotonic()))
             except multiprocessing.TimeoutError:
                 raise SystemExit("the time is over: run this again to go on") from None
-            with open(folder / "runs.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(run) + "\n")
+            add_line(folder / "runs.jsonl", run)
             print(f"{number} {run['stage']} {run['arm']} {run['seed']}: {mean(run):.3f}", flush=True)
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from record import RESULTS, ROOT, device_name, provenance, write_json
+from record import RESULTS, ROOT, add_line, device_name, provenance, read_lines, write_json
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -161,14 +161,13 @@ def key_of(chapter: Path, variant: Variant) -> str:
 
 def read_rows() -> list[dict]:
     """Every stored row, the oldest first."""
-    return [json.loads(line) for line in RUNS.read_text("utf8").splitlines()] if RUNS.exists() else []
+    return read_lines(RUNS)
 
 
 def run_all(chapters: list[Path], names: list[str], again: bool) -> None:
     """Run what has no row yet, two at a time, and store each row as it comes."""
     known = {row["key"] for row in read_rows() if row["passed"] or not again}
     todo = [(c, n) for n in names for c in chapters if key_of(c, EVERY[n]) not in known]
-    FOLDER.mkdir(parents=True, exist_ok=True)
     print(f"{len(todo)} of {len(names) * len(chapters)} to run", flush=True)
     alone = [job for job in todo if EVERY[job[1]].alone]
     spawn = multiprocessing.get_context("spawn")
@@ -177,8 +176,7 @@ def run_all(chapters: list[Path], names: list[str], again: bool) -> None:
         with concurrent.futures.ProcessPoolExecutor(workers, spawn, max_tasks_per_child=1) as pool:
             for done in concurrent.futures.as_completed([pool.submit(attempt, *job) for job in jobs]):
                 row = done.result()
-                with open(RUNS, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                add_line(RUNS, row)
                 said = "passed" if row["passed"] else f"FAILED\n{row['failure']}"
                 print(f"{row['chapter']} {row['variant']}: {said} in {row['seconds']} s", flush=True)
 
