@@ -9,9 +9,9 @@ from ppo_lib.rollout import Rollout
 PROMPTS = ["The film was", "I think", "Honestly, the acting here is", "Ok"]
 SMALL = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "max_position_embeddings": 64}
 FAMILIES = {
-    "llama": lambda **ids: LlamaConfig(intermediate_size=64, **SMALL, **ids),
+    "llama": lambda **ids: LlamaConfig(intermediate_size=64, **SMALL | ids),
     "gpt2": lambda **ids: GPT2Config(n_layer=2, n_head=4, n_embd=32, n_positions=64, **ids),
-    "qwen2": lambda **ids: Qwen2Config(intermediate_size=64, num_key_value_heads=2, **SMALL, **ids),
+    "qwen2": lambda **ids: Qwen2Config(intermediate_size=64, num_key_value_heads=2, **SMALL | ids),
 }
 
 
