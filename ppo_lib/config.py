@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, Self
 
 import pydantic
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
-from pydantic_core import ArgsKwargs
+from pydantic_core import ArgsKwargs, PydanticCustomError
 
 PRESETS = Path(__file__).parent / "commands/presets"
 
@@ -28,9 +28,14 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's numbers: in 1.1, which PyYAML reads, `1e-6` is a text."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Puts in quotes what `_Loader` would take for a number."""
+
+
+for _end in (_Loader, _Dumper):
+    _end.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 def read_yaml(text: str) -> Any:
@@ -101,11 +106,21 @@ def _at_home(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, str) else value
 
 
+def _no_switch(value):
+    """Python counts `true` as 1, which is not what someone means who writes it for a number."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("switch", "Input should be a number, not true or false")
+    return value
+
+
 Place = Annotated[str, BeforeValidator(_at_home)]  # a path, or what is looked up by name where there is none
 Precision = Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_no_in_yaml)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Tracker = Literal["console", "tensorboard", "wandb"]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, BeforeValidator(_no_switch), Field(ge=0)]
+PositiveInt = Annotated[int, BeforeValidator(_no_switch), Field(gt=0)]
+NonNegative = Annotated[float, BeforeValidator(_no_switch), Field(ge=0)]
+PositiveFloat = Annotated[float, BeforeValidator(_no_switch), Field(gt=0)]
+Fraction = Annotated[float, BeforeValidator(_no_switch), Field(ge=0, le=1)]
 
 
 @dataclass(config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
@@ -123,7 +138,7 @@ class PPOConfig:
     # the run
     model: Place = "reviews"  # an embedded world, a folder, or a Hugging Face id
     output_dir: Place | None = None  # where metrics.jsonl, config.yaml and the models go; None writes nothing
-    seed: Annotated[int, Field(ge=0)] = 0  # of every random number: the same seed gives the same run
+    seed: Count = 0  # of every random number: the same seed gives the same run
     device: str = "auto"  # "auto" takes a GPU where there is one
     total_episodes: PositiveInt = 960  # responses to generate in the whole run
     exact_check: bool = True  # compare the sampler's log-probabilities with the model's before the first update
@@ -219,7 +234,8 @@ class PPOConfig:
 
     def to_yaml(self, path: str | Path) -> None:
         """Write every setting, defaults included. Models, rewards and prompts passed as objects are no settings."""
-        Path(path).expanduser().write_text(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False), encoding="utf-8")
+        text = yaml.dump(dataclasses.asdict(self), Dumper=_Dumper, sort_keys=False)
+        Path(path).expanduser().write_text(text, encoding="utf-8")
 
 
 @dataclass(config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
@@ -241,7 +257,7 @@ class PPOConfigV1(PPOConfig):
     # the learning rate, one step of its schedule an update
     lr_scheduler: str = "constant"  # a name of transformers' get_scheduler, "plateau", or a class of torch's
     lr_scheduler_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)  # arguments of that scheduler
-    warmup_updates: Annotated[int, Field(ge=0)] = 0  # updates over which the learning rate rises to its height
+    warmup_updates: Count = 0  # updates over which the learning rate rises to its height
 
     # the update
     gradient_accumulation_steps: PositiveInt = 1  # minibatches per optimiser step
@@ -265,7 +281,7 @@ class PPOConfigV1(PPOConfig):
 
     # evaluation, where `train` is given held-out prompts
     eval_every: PositiveInt = 5  # updates from one evaluation to the next
-    eval_samples: Annotated[int, Field(ge=0)] = 4  # prompts whose responses are kept as text
+    eval_samples: Count = 4  # prompts whose responses are kept as text
     early_stopping_patience: PositiveInt | None = None  # evaluations without a new best before the run ends
     early_stopping_min_delta: NonNegative = 0.0  # by how much a held-out score must beat the best
 
@@ -327,7 +343,7 @@ class ReplayConfig(PPOConfigV1):
     # the buffer
     use_replay_buffer: bool = True  # false makes v2 do what v1 does
     replay_buffer_size: PositiveInt = 1000  # responses that the buffer has room for
-    replay_sample_size: Annotated[int, Field(ge=0)] = 56  # responses replayed in an update
+    replay_sample_size: Count = 56  # responses replayed in an update
     max_replay_reuse: PositiveInt = 8  # times a response is replayed before it is retired
     staleness_threshold: PositiveInt = 16  # updates after which a response expires
     replay_anneal: Fraction = 0.0  # last share of the run, in which replay fades to zero
@@ -337,7 +353,7 @@ class ReplayConfig(PPOConfigV1):
     replay_priority: NonNegative = 0.0  # α: weight |score − mean score|^α
     replay_priority_correction: Fraction = 1.0  # β of prioritised replay, for α > 0
     replay_keep_best: Fraction = 0.0  # share of the buffer kept for the highest scores
-    replay_spacing: Annotated[int, Field(ge=0)] = 0  # updates from a use of a response, or its sampling, to the next
+    replay_spacing: Count = 0  # updates from a use of a response, or its sampling, to the next
 
     # how a replayed response is corrected for the policy that sampled it
     correction: Literal["decoupled", "coupled", "none"] = "decoupled"  # decoupled weighs by π_k/μ, coupled clips at μ
@@ -373,7 +389,7 @@ class ReplayConfig(PPOConfigV1):
             raise ValueError(
                 f"`replay_keep_best`={kept} of `replay_buffer_size`={size} is less than one response: raise either"
             )
-        if self.replay_spacing > self.staleness_threshold:
+        if self.replay_spacing >= self.staleness_threshold:
             raise ValueError(
                 f"with `replay_spacing`={self.replay_spacing} a response expires before it may be replayed: lower it, "
                 f"or raise `staleness_threshold`={self.staleness_threshold}"

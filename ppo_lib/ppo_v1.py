@@ -44,7 +44,8 @@ class PPOTrainer(ppo.PPOTrainer):
     Args:
         resume_from_checkpoint: None starts afresh; True goes on from the newest whole checkpoint in
             `output_dir`, or starts afresh where there is none; a path names a checkpoint or an `output_dir`.
-            Settings are then the checkpoint's, unless given here, and the run goes on in its own folder.
+            Settings are then the checkpoint's, unless given here, and the run goes on in its own folder, unless
+            `output_dir` is given.
         eval_reward: judges the held-out responses; by default the reward that is trained on. One that is not
             trained on sees over-optimisation.
         model, reward, tokenizer, reference, critic, config, **settings: as in v0.
@@ -73,7 +74,7 @@ class PPOTrainer(ppo.PPOTrainer):
             output_dir = others.get("output_dir") or (config.output_dir if config else None)
             state, self._run_dir = resume.find_state(resume_from_checkpoint, output_dir)
         if state is not None:
-            if not output_dir and self._run_dir and state["config"]["output_dir"]:
+            if not output_dir and "output_dir" not in others and self._run_dir and state["config"]["output_dir"]:
                 others["output_dir"] = str(self._run_dir)
             config = resume.settings(self.config_class, state, config, others)
         super().__init__(model, reward, config=config, **others)

@@ -450,16 +450,19 @@ def rows_of(run: Path) -> list[dict]:
     return rows
 
 
-def none(value: object) -> str:
-    """A hint for who wrote Python's None in YAML."""
-    return "; nothing is written null" if value in ("None", "none") else ""
+def hint(name: str, fault: dict) -> str:
+    """For who wrote Python's None in YAML, or a text that YAML takes for something else."""
+    if fault["input"] in ("None", "none"):
+        return "; nothing is written null"
+    return f"""; a text in quotes is one, {name}='"…"'""" if fault["type"] == "string_type" else ""
 
 
 def one_line(error: BaseException) -> str:
     """What `error` says, on one line."""
     if isinstance(error, pydantic.ValidationError):
-        faults = [(".".join(map(str, fault["loc"])), fault["msg"] + none(fault["input"])) for fault in error.errors()]
-        return "; ".join(f"`{name}`: {text}" if name else text.removeprefix("Value error, ") for name, text in faults)
+        faults = [(".".join(map(str, fault["loc"])), fault) for fault in error.errors()]
+        told = [(name, fault["msg"] + hint(name, fault)) for name, fault in faults]
+        return "; ".join(f"`{name}`: {text}" if name else text.removeprefix("Value error, ") for name, text in told)
     told_otherwise = ("whole updates are logged", "with `resume_from_checkpoint`")  # notes of the trainer
     notes = [n for n in getattr(error, "__notes__", ()) if not any(words in n for words in told_otherwise)]
     return ": ".join(" ".join(text.split()) for text in (str(error) or type(error).__name__, *notes))

@@ -67,10 +67,17 @@ def pairs(changes: list[str]) -> dict:
         if not equals:
             raise ValueError(f"--set {change}: write name=value, with no space around the =")
         try:
-            settings[name.strip()] = read_yaml(value)
+            settings[name.strip()] = _value(value)
         except yaml.YAMLError as error:
             raise ValueError(f"--set {change}: the value is not YAML: {error}") from error
     return settings
+
+
+def _value(text: str) -> Any:
+    """`text` read as YAML; a text without quotes as it stands, for here a `#` begins no comment."""
+    read, plain = read_yaml(text), text.strip()
+    quoted = plain.startswith(("'", '"', "!", "|", ">"))
+    return plain if (isinstance(read, str) and not quoted) or (read is None and plain.startswith("#")) else read
 
 
 def reward_function(place: str, option: str = "--reward") -> RewardFunction:
@@ -208,7 +215,7 @@ def continued(folder: Path, changes: dict, reward: str | None, **others: Any) ->
     newest, settings = newest_checkpoint(folder)
     needed = reward_named_before(run_of(newest))
     if needed and not reward:
-        raise ValueError(f"the run was trained on a reward function: name it again, --reward {needed}")
+        raise ValueError(f"the run was trained on a reward function: name it again, --reward {shlex.quote(needed)}")
     trainer = trainer_class(settings)
     if late := sorted(changes.keys() & REPLAY_SETTINGS - settings.keys()):
         raise ValueError(
@@ -217,7 +224,8 @@ def continued(folder: Path, changes: dict, reward: str | None, **others: Any) ->
         )
     config = config_of(settings | changes)
     judge = reward_of(config, reward)
-    return trainer(None, judge, config=config, resume_from_checkpoint=newest, **others), *prompts_of(config), newest
+    others |= {"output_dir": config.output_dir, "resume_from_checkpoint": newest}
+    return trainer(None, judge, config=config, **others), *prompts_of(config), newest
 
 
 def saved(model: str, changes: dict, reward: str | None) -> tuple:

@@ -23,6 +23,12 @@ FREE = {
     "exact_check",
 }  # fmt: skip
 
+# Settings that cannot change in mid-run, and what to do instead.
+FIXED = dict.fromkeys(("lr_scheduler", "lr_scheduler_kwargs", "warmup_updates"), "only `learning_rate` can")
+FIXED |= dict.fromkeys(
+    ("optimizer", "lora_rank", "frozen_dtype", "share_trunk"), "keep it, or begin a run from the run's saved model"
+)
+
 # What `state_of` holds.
 STATE = {
     "config", "weights", "frozen", "optimizer", "schedule", "scaler", "kl_coef", "generator", "rng", "prompts",
@@ -128,14 +134,14 @@ def restore(trainer: "PPOTrainer", state: dict[str, Any]) -> None:
 
     Raises:
         CheckpointError: the state is of another model, its reference was another, or ppo_lib was.
-        ValueError: the schedule is another; only its learning rate can change in mid-run.
+        ValueError: a setting is another that cannot change in mid-run.
     """
     if missing := STATE - state.keys():
         raise CheckpointError(f"the checkpoint lacks {', '.join(sorted(missing))}: it is of another version of ppo_lib")
     before, now = state["config"], dataclasses.asdict(trainer.config)
-    for name in ("lr_scheduler", "lr_scheduler_kwargs", "warmup_updates"):
-        if now[name] != before[name]:
-            raise ValueError(f"`{name}` was {before[name]!r} and cannot change in mid-run: only `learning_rate` can")
+    for name, fix in FIXED.items():
+        if now[name] != before.get(name, now[name]):
+            raise ValueError(f"`{name}` was {before[name]!r} and cannot change in mid-run: {fix}")
     weights, saved_weights = trained_weights(trainer), state["weights"]
     if {n: w.shape for n, w in weights.items()} != {n: w.shape for n, w in saved_weights.items()}:
         raise CheckpointError(f"the checkpoint is not of the model {trainer.config.model!r}: pass its own `model`")

@@ -1,10 +1,13 @@
 """What the command line says: before a run, of a path that is none, of a misspelt word; numbers and bars."""
 
 import io
+import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -103,9 +106,8 @@ def test_ctrl_c_before_the_first_update_names_the_checkpoint_of_the_start(work, 
 def test_a_checkpoint_is_taken_where_a_run_is(work, capsys, monkeypatch, form, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    for name in ("run.yaml", "held.txt"):
-        (tmp_path / name).write_text((work / name).read_text())
-    told(capsys, "train run.yaml --set output_dir=branch --set keep_last=9")
+    shutil.copy(work / "held.txt", tmp_path)
+    shutil.copytree(work / "runs/first", tmp_path / "branch")
     first = form.format(name_of(1))
     assert "the policy after update 1 of its run" in told(capsys, f"eval {first}")
     page = Path(told(capsys, f"plot {first}").strip())
@@ -120,14 +122,6 @@ def test_a_checkpoint_may_go_on_in_a_folder_of_its_own(work, capsys):
     said = told(capsys, f"resume runs/first/checkpoints/{name_of(2)} --set output_dir=other")
     assert f"resume runs/first/checkpoints/{name_of(2)}, which is of update 2, into other\n" in said
     assert (work / "runs/first/metrics.jsonl").read_bytes() == before and "dropped" not in said
-
-
-def test_eval_says_which_model_it_judges(work, capsys):
-    assert f"the policy after update 3 of its run (runs/first/checkpoints/{name_of(3)}), on 3 held-out" in told(
-        capsys, "eval runs/first --set max_new_tokens=4"
-    ), "the newest checkpoint"
-    assert "saved weights (runs/first/best), on 3 held-out prompts" in told(capsys, "eval runs/first/best/")
-    assert "the model sums, on 64 held-out prompts" in told(capsys, "eval sums --samples 1")
 
 
 @pytest.mark.parametrize(
@@ -223,6 +217,154 @@ def test_a_reader_that_leaves_gets_no_traceback():
     assert program.stderr.read() == b"" and program.wait() == cli.PIPE_CLOSED
 
 
+# options, one function for each that shows what it does
+
+
+def trained(line: str) -> tuple[PPOTrainer, list[str], list[str]]:
+    """The trainer that the command `line` would train, its prompts, and those held out."""
+    with mock.patch.object(PPOTrainer, "train", autospec=True) as train:
+        cli.main(shlex.split(line))  # it fails afterwards, for want of a history
+    assert train.called, f"{line} trains nothing"
+    return train.call_args.args
+
+
+def train_config(tell):
+    assert trained("train run.yaml")[0].config.max_new_tokens == 6, "the file of settings is ignored"
+    assert trained("train --set output_dir=null")[0].config.max_new_tokens == 24, "without a file there are no defaults"
+
+
+def train_preset(tell):
+    config = trained("train --preset 16gb --set output_dir=null")[0].config
+    assert (config.lora_rank, config.batch_size) == (16, 4), "--preset is ignored"
+
+
+def train_replay(tell):
+    for words, stage in (("", "v1"), ("--replay", "v2")):
+        said = tell(f"train run.yaml {words} --set total_episodes=4 --set output_dir=null --set minibatch_size=4")
+        assert f"{stage} on cpu" in said, f"train {words} is not of {stage}"
+
+
+def train_dry_run(tell):
+    with mock.patch("ppo_lib.commands.timing.estimate_time", return_value="long"):
+        said = tell("train run.yaml --dry-run --set output_dir=dry")
+    assert "updates       3 of 4 responses" in said and "time: long" in said, f"--dry-run shows no plan: {said}"
+    assert not Path("dry").exists(), "--dry-run writes something"
+
+
+def train_samples(tell):
+    said = tell("train run.yaml --set output_dir=sampled --samples 2 --set 'report_to=[console]'").splitlines()
+    lines = [line for line in said if "held out" in line and "→" in line]
+    assert [line.split()[0] for line in lines] == ["0", "0", "2", "2", "3", "3"], "not 2 samples at each evaluation"
+    assert "'The film was' → '" in lines[0] and "'I think' → '" in lines[1], "samples are of other prompts"
+    assert said.index(lines[2]) == 1 + next(i for i, line in enumerate(said) if line.split()[:2] == ["2", "8"]), "below"
+    assert "→" not in tell("train run.yaml --set output_dir=null"), "samples are shown that nobody asked for"
+
+
+def resume_samples(tell):
+    shutil.copytree("runs/first", "again")
+    said = tell("resume again --samples 1 --set total_episodes=16").splitlines()
+    assert sum("→" in line for line in said) == 1, f"resume --samples 1 shows not 1 of them: {said}"
+
+
+def eval_samples(tell):
+    for wanted in (1, 2):
+        shown = tell(f"eval runs/first --samples {wanted}").count("  sampled '")
+        assert shown == wanted, f"eval --samples {wanted} shows {shown}"
+
+
+def settings_of(command):
+    def shown(tell):
+        trainer, *_ = trained(f"{command} --set seed=7 --set gamma=0.5")
+        assert (trainer.config.seed, trainer.config.gamma) == (7, 0.5), f"{command} --set is ignored"
+
+    return shown
+
+
+def eval_set(tell):
+    judged = json.loads(tell("eval runs/first --json --set max_new_tokens=1"))["metrics"]
+    assert judged["eval/length"] == 1, f"eval --set max_new_tokens=1 is ignored: {judged}"
+
+
+def reward_of(command, option, *trained_on_and_judge):
+    def shown(tell):
+        trainer, *_ = trained(f"{command} {option} judge.py:length")
+        found = trainer.reward.__name__, trainer.eval_reward.__name__
+        assert found == trained_on_and_judge, f"{command} {option} judge.py:length trains on and judges by {found}"
+
+    return shown
+
+
+def eval_reward(tell):
+    told = json.loads(tell("eval runs/first --json --reward judge.py:length"))["samples"]
+    lengths = [len(row["sampled"]) / 9 for row in told]
+    assert [row["score"] for row in told] == pytest.approx(lengths), "eval --reward is ignored"
+
+
+def resume_run(tell):
+    said = tell("resume runs/first")
+    assert "the run is complete: 3 updates" in said, f"resume goes on with another run: {said}"
+
+
+def eval_model(tell):
+    judged = f"the policy after update 3 of its run (runs/first/checkpoints/{name_of(3)}), on 3 held-out"
+    assert judged in tell("eval runs/first"), "eval of a run does not judge its newest checkpoint"
+    assert "saved weights (runs/first/best), on 3 held-out" in tell("eval runs/first/best/"), "eval judges others"
+    assert "the model sums, on 64 held-out prompts" in tell("eval sums"), "eval of a world judges another model"
+
+
+def eval_json(tell):
+    told = json.loads(tell("eval runs/first --json"))
+    assert len(told["samples"]) == 3 and "eval/kl" in told["metrics"], f"eval --json lacks something: {told}"
+
+
+def plot_run(tell):
+    assert tell("plot runs/first").strip() == "runs/first/metrics.html", "plot draws another run"
+    assert "Metrics of first" in Path("runs/first/metrics.html").read_text(), "plot draws another run"
+
+
+def plot_output(tell):
+    for option in ("-o", "--output"):
+        assert tell(f"plot runs/first {option} empty/{option}.html") == f"empty/{option}.html\n", f"{option} is ignored"
+        assert Path(f"empty/{option}.html").exists(), f"{option} writes nothing"
+
+
+def settings_name(tell):
+    assert len(tell("settings replay_s").splitlines()) == 3 < len(tell("settings").splitlines()), "the name is ignored"
+
+
+def debug(command):
+    def shown(tell):
+        with pytest.raises(ValueError, match="nowhere"):
+            cli.main([command, "nowhere/at-all", "--debug"])
+        assert "nowhere" in tell(f"{command} nowhere/at-all", cli.BAD_INPUT), f"{command} shows a traceback"
+
+    return shown
+
+
+GO_ON = "resume runs/first --set total_episodes=16"
+OPTIONS = {
+    "train config": train_config, "train preset": train_preset, "train replay": train_replay,
+    "train dry_run": train_dry_run, "train samples": train_samples, "train set": settings_of("train run.yaml"),
+    "train reward": reward_of("train run.yaml", "--reward", "length", "length"),
+    "train eval_reward": reward_of("train run.yaml", "--eval-reward", "gold_reward", "length"),
+    "resume run": resume_run, "resume samples": resume_samples, "resume set": settings_of(GO_ON),
+    "resume reward": reward_of(GO_ON, "--reward", "length", "length"),
+    "resume eval_reward": reward_of(GO_ON, "--eval-reward", "gold_reward", "length"),
+    "eval model": eval_model, "eval json": eval_json, "eval samples": eval_samples, "eval set": eval_set,
+    "eval reward": eval_reward, "plot run": plot_run, "plot output": plot_output, "settings name": settings_name,
+} | {f"{command} debug": debug(command) for command in cli.EXAMPLES}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "option",
+    [f"{name} {a.dest}" for name, command in cli.parser()[1].items() for a in command._actions if a.dest != "help"],
+)
+def test_every_option_does_something(option, work, capsys):
+    assert option in OPTIONS, f"nothing shows that the option of `{option}` does anything: add a function to OPTIONS"
+    OPTIONS[option](lambda line, code=0: told(capsys, line, code))
+
+
 # settings
 
 
@@ -284,16 +426,6 @@ def test_a_time_that_cannot_be_measured_says_why(settings, peak, why):
 
 
 # samples
-
-
-def test_samples_are_printed_at_each_evaluation(work, capsys):
-    said = told(capsys, "train run.yaml --set output_dir=sampled --samples 2 --set 'report_to=[console]'").splitlines()
-    lines = [line for line in said if "held out" in line and "→" in line]
-    assert [line.split()[0] for line in lines] == ["0", "0", "2", "2", "3", "3"]
-    assert "'The film was' → '" in lines[0] and "'I think' → '" in lines[1]
-    assert said.index(lines[2]) == 1 + next(i for i, line in enumerate(said) if line.split()[:2] == ["2", "8"]), "below"
-    lines = told(capsys, "resume sampled --samples 1 --set total_episodes=16").splitlines()
-    assert sum("→" in line for line in lines) == 1
 
 
 def test_samples_need_held_out_prompts(work, capsys):

@@ -1,49 +1,165 @@
 """Settings and prompts: what is accepted, and what every bad one is told."""
 
+import dataclasses
+import math
+import re
+
+import pydantic
 import pytest
 from datasets import Dataset
 from torch import Generator
 
-from ppo_lib.config import PPOConfig
+from ppo_lib.commands.cli import one_line
+from ppo_lib.config import PPOConfig, PPOConfigV1, ReplayConfig
 from ppo_lib.data import PPODataset, PromptBatches, as_dataset
 
+# Each kind: its nearest legal values, and of the illegal ones the nearest, with what is said of them.
+JUST_BELOW_0, JUST_ABOVE_1 = math.nextafter(0, -1), math.nextafter(1, 2)
+NO_NUMBER = {math.nan: "a finite number", math.inf: "a finite number", True: "a number, not true or false",
+             "many": "a valid number"}  # fmt: skip
+NO_COUNT = {1.5: "a valid integer", True: "a number, not true or false", "many": "a valid integer"}
+KINDS = {
+    "1, 2, …": ([1], {0: "greater than 0", -1: "greater than 0"} | NO_COUNT),
+    "0, 1, …": ([0], {-1: "greater than or equal to 0"} | NO_COUNT),
+    "above 0": ([math.nextafter(0, 1), 1e300], {0: "greater than 0", JUST_BELOW_0: "greater than 0"} | NO_NUMBER),
+    "0 and above": ([0, 1e300], {JUST_BELOW_0: "greater than or equal to 0"} | NO_NUMBER),
+    "0 to 1": ([0, 1], NO_NUMBER | {JUST_BELOW_0: "greater than or equal", JUST_ABOVE_1: "less than or equal to 1"}),
+    "a switch": ([True, False], {"perhaps": "a valid boolean", 2: "a valid boolean"}),
+    "a text": (["x"], {1.0: "a valid string", False: "a valid string"}),
+    "texts by name": ([{}, {"gamma": 0.5}], {"gamma": "a valid dictionary"}),
+    "trackers": ([[], ["console"]], {"console": "a valid list"}),
+    "no, bf16, fp16": (["no", "bf16", "fp16", False], dict.fromkeys(["fp8", True], "'no', 'bf16' or 'fp16'")),
+    "float32, bfloat16": (["float32", "bfloat16"], {"float16": "'float32' or 'bfloat16'"}),
+    "adamw, adamw_8bit": (["adamw", "adamw_8bit"], {"sgd": "'adamw' or 'adamw_8bit'"}),
+    "offline, online": (["offline", "online"], {"disabled": "'offline' or 'online'"}),
+    "decoupled, coupled, none": (["decoupled", "coupled", "none"], {"off": "'decoupled', 'coupled' or 'none'"}),
+    "token, sequence": (["token", "sequence"], {"response": "'token' or 'sequence'"}),
+}
+SETTINGS = {
+    "1, 2, …": "total_episodes batch_size group_size max_new_tokens num_ppo_epochs minibatch_size max_skipped_steps "
+    "gradient_accumulation_steps kl_horizon logits_chunk? lora_rank? eval_every early_stopping_patience? save_every "
+    "keep_last replay_buffer_size max_replay_reuse staleness_threshold",
+    "0, 1, …": "seed warmup_updates eval_samples replay_sample_size replay_spacing",
+    "above 0": "temperature learning_rate max_grad_norm cliprange cliprange_value kl_stop? kl_target? lora_alpha "
+    "replay_recency? importance_cap trace_cap second_moment_limit? max_replay_kl?",
+    "0 and above": "kl_coef vf_coef entropy_coef early_stopping_min_delta replay_priority",
+    "0 to 1": "gamma lam replay_anneal replay_priority_correction replay_keep_best min_ess",
+    "a switch": "exact_check whiten_advantages bootstrap_cut activation_checkpointing share_trunk response_logits_only "
+    "use_replay_buffer replay_gains_only",
+    "a text": "model output_dir? device train_prompts? eval_prompts? reward_model? lr_scheduler project",
+    "texts by name": "lr_scheduler_kwargs",
+    "trackers": "report_to",
+    "no, bf16, fp16": "mixed_precision",
+    "float32, bfloat16": "frozen_dtype",
+    "adamw, adamw_8bit": "optimizer",
+    "offline, online": "wandb_mode",
+    "decoupled, coupled, none": "correction",
+    "token, sequence": "importance_level",
+}  # a question mark: or null
+KIND_OF = {name: kind for kind, names in SETTINGS.items() for name in names.split()}
+# With these no single value contradicts another setting.
+ROOMY = dict(batch_size=1, minibatch_size=1, total_episodes=1, lora_rank=1, use_replay_buffer=False)
 
-def test_yaml_round_trip(tmp_path):
-    config = PPOConfig(learning_rate=3e-4, batch_size=8, minibatch_size=4, whiten_advantages=False)
-    config.to_yaml(tmp_path / "run.yaml")
-    assert PPOConfig.from_yaml(tmp_path / "run.yaml") == config, "a setting is lost on the way through YAML"
+
+def taken(stage: type, settings: dict, words: str):
+    """The settings of a stage from legal ones."""
+    try:
+        return stage(**settings)
+    except pydantic.ValidationError as error:
+        raise AssertionError(f"{words}, and is refused: {one_line(error)}") from None
 
 
-def test_yaml_reads_exponents_without_a_dot(tmp_path):
-    (tmp_path / "run.yaml").write_text("learning_rate: 3e-4\n")
-    assert PPOConfig.from_yaml(tmp_path / "run.yaml").learning_rate == 3e-4, "YAML reads 3e-4 as text: make it a float"
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(ReplayConfig)])
+def test_a_setting_takes_what_is_just_legal_and_refuses_what_is_just_not(name):
+    kind = KIND_OF.get(name) or KIND_OF.get(f"{name}?")
+    assert kind, f"say in SETTINGS which values `{name}` may have"
+    legal, illegal = KINDS[kind]
+    optional = f"{name}?" in KIND_OF
+    for value in [*legal, *([None] if optional else [])]:
+        config = taken(ReplayConfig, ROOMY | {name: value}, f"`{name}`={value!r} is one of its values ({kind})")
+        expected = "no" if value is False and kind != "a switch" else value
+        assert getattr(config, name) == expected, f"`{name}`={value!r} is taken for {getattr(config, name)!r}"
+    for value, words in [*illegal.items(), *([] if optional else [(None, "")])]:
+        with pytest.raises(pydantic.ValidationError) as caught:
+            ReplayConfig(**ROOMY | {name: value})
+            pytest.fail(f"`{name}`={value!r} is accepted, and its values are: {kind}")
+        said = one_line(caught.value)
+        assert said.startswith(f"`{name}`: Input should be {words}"), f"of `{name}`={value!r} it is said: {said}"
+
+
+# The last of the settings that are legal together, and what is said of one step more.
+RULES = [
+    (PPOConfig, {"minibatch_size": 32}, {"minibatch_size": 33},
+     "`minibatch_size`=33 is larger than the rollout .* 32 responses: lower"),
+    (PPOConfig, {"group_size": 2, "minibatch_size": 64}, {"minibatch_size": 65},
+     r"larger than the rollout of batch_size \* group_size = 64 responses: lower"),
+    (PPOConfig, {"total_episodes": 32}, {"total_episodes": 31},
+     "`total_episodes`=31 is less than one rollout of 32 responses: raise"),
+    (PPOConfig, {"group_size": 3, "total_episodes": 96}, {"total_episodes": 95}, "one rollout of 96 responses: raise"),
+    (PPOConfigV1, {"gradient_accumulation_steps": 3, "batch_size": 4, "minibatch_size": 4}, {"minibatch_size": 5},
+     "`minibatch_size`=5 is larger than the rollout .* 4 responses: lower"),
+    (PPOConfigV1, {"gradient_accumulation_steps": 3, "total_episodes": 96}, {"total_episodes": 95},
+     "one rollout of 96 responses: raise"),
+    (PPOConfigV1, {"frozen_dtype": "bfloat16", "lora_rank": 1}, {"lora_rank": None},
+     "`frozen_dtype`='bfloat16' needs frozen weights: set `lora_rank`"),
+    (PPOConfigV1, {"report_to": ["wandb"], "output_dir": "x"}, {"output_dir": None},
+     "`report_to` names wandb, which writes to `output_dir`: set it"),
+    (PPOConfigV1, {"report_to": ["console"]}, {"report_to": ["tensorboard"]},
+     "`report_to` names tensorboard, which writes to `output_dir`: set it"),
+    (ReplayConfig, {"minibatch_size": 64}, {"minibatch_size": 65},
+     "`minibatch_size`=65 is larger than an update of 8 fresh and 56 replayed responses: lower"),
+    (ReplayConfig, {"gradient_accumulation_steps": 2, "batch_size": 4, "replay_sample_size": 2, "minibatch_size": 5},
+     {"minibatch_size": 6}, "8 fresh and 2 replayed responses, divided by gradient_accumulation_steps = 2: lower"),
+    (ReplayConfig, {"use_replay_buffer": False, "minibatch_size": 8}, {"minibatch_size": 9},
+     "`minibatch_size`=9 is larger than the rollout .* 8 responses: lower"),
+    (ReplayConfig, {"replay_sample_size": 6, "minibatch_size": 8, "replay_buffer_size": 8}, {"replay_buffer_size": 7},
+     "`replay_buffer_size`=7 has no room for one rollout of 8 responses: raise"),
+    (ReplayConfig, {"replay_sample_size": 1000}, {"replay_sample_size": 1001},
+     "`replay_sample_size`=1001 is more than the buffer can hold: .* `replay_buffer_size`=1000"),
+    (ReplayConfig, {"replay_keep_best": 0.001}, {"replay_keep_best": 0.0009},
+     "`replay_keep_best`=0.0009 of `replay_buffer_size`=1000 is less than one response: raise"),
+    (ReplayConfig, {"replay_keep_best": math.nextafter(1, 0)}, {"replay_keep_best": 1.0},
+     "`replay_keep_best`=1 keeps everything, so nothing would expire by `staleness_threshold`: lower"),
+    (ReplayConfig, {"replay_spacing": 16}, {"replay_spacing": 17},
+     "`replay_spacing`=17 a response expires before it may be replayed: lower it, or raise `staleness_threshold`=16"),
+    (ReplayConfig, {"importance_cap": 1.0}, {"importance_cap": math.nextafter(1, 0)},
+     "`importance_cap`=.* would take weight from fresh responses too, whose ratio is 1: raise it to 1"),
+    (ReplayConfig, {"importance_cap": 0.5, "correction": "coupled"}, {"correction": "decoupled"},
+     "`importance_cap`=0.5 would take weight"),
+    (ReplayConfig, {"use_replay_buffer": False, "replay_buffer_size": 1, "replay_keep_best": 1.0, "minibatch_size": 8},
+     {"use_replay_buffer": True}, "`replay_buffer_size`=1 has no room"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("stage", "legal", "beyond", "words"), RULES, ids=[next(iter(rule[2])) for rule in RULES])
+def test_settings_that_are_just_legal_together_and_one_step_more(stage, legal, beyond, words):
+    config = taken(stage, legal, f"{legal} is just legal")
+    assert vars(config).items() >= legal.items(), f"{legal} are not taken as they are"
+    with pytest.raises(pydantic.ValidationError) as caught:
+        stage(**legal | beyond)
+        pytest.fail(f"{beyond} beside {legal} is accepted")
+    assert re.search(words, one_line(caught.value)), f"of {beyond} beside {legal} it is said: {one_line(caught.value)}"
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("settings", "name", "hint"),
     [
-        ("learnin_rate: 0.1", "unknown setting `learnin_rate`: did you mean `learning_rate`"),
-        ("kl_coeff: 0.1", "did you mean `kl_coef`"),
-        ("zzz: 1", "known settings: model, output_dir"),
-        ("kl_coef: -0.1", "kl_coef\n.*greater than or equal to 0"),
-        ("batch_size: many", "batch_size\n.*valid integer"),
-        ("temperature: 0", "temperature\n.*greater than 0"),
-        ("lam: 1.5", "lam\n.*less than or equal to 1"),
-        ("learning_rate: .nan", "learning_rate\n.*finite"),
-        ("minibatch_size: 64", "`minibatch_size`=64 is larger than the rollout .* 32 responses: lower"),
-        ("total_episodes: 31", "`total_episodes`=31 is less than one rollout of 32"),
-        ("- a\n- b", "holds a list"),
+        (PPOConfig, "learnin_rate", "did you mean `learning_rate`"),
+        (PPOConfig, "ppo_epochs", "did you mean `num_ppo_epochs`"),
+        (PPOConfig, "zzz", "known settings: model, output_dir"),
+        (PPOConfig, "lora_rank", "it is one of `PPOConfigV1`"),
+        (PPOConfig, "replay_buffer_size", "it is one of `ReplayConfig`"),
+        (PPOConfigV1, "gradient_accumulation", "did you mean `gradient_accumulation_steps`"),
+        (PPOConfigV1, "replay_buffer_size", "it is one of `ReplayConfig`"),
+        (PPOConfigV1, "replay_bufer_size", "did you mean `replay_buffer_size`"),
+        (ReplayConfig, "replay_bufer_size", "did you mean `replay_buffer_size`"),
     ],
 )
-def test_impossible_settings_are_named(tmp_path, text, message):
-    (tmp_path / "run.yaml").write_text(text)
-    with pytest.raises(ValueError, match=f"(?s){message}"):
-        PPOConfig.from_yaml(tmp_path / "run.yaml")
-
-
-def test_keywords_are_checked_like_yaml():
-    with pytest.raises(ValueError, match="did you mean `num_ppo_epochs`"):
-        PPOConfig(ppo_epochs=2)
+def test_an_unknown_setting_is_told_what_it_may_mean(settings, name, hint, tmp_path):
+    (tmp_path / "run.yaml").write_text(f"{name}: 1\n")
+    for entry in (lambda: settings(**{name: 1}), lambda: settings.from_yaml(tmp_path / "run.yaml")):
+        with pytest.raises(ValueError, match=f"unknown setting `{name}`: {hint}"):
+            entry()
 
 
 @pytest.mark.parametrize(

@@ -366,12 +366,6 @@ def test_another_model_is_refused(folder, policy):
         make(policy(), resume_from_checkpoint=folder / "plain", output_dir=None)
 
 
-@pytest.mark.parametrize(("run", "settings"), [("plain", dict(lora_rank=2)), ("lora", dict(lora_rank=None))])
-def test_adapters_where_there_were_none_are_refused(folder, run, settings):
-    with pytest.warns(UserWarning, match="lora_rank"), pytest.raises(CheckpointError, match="is not of the model"):
-        make(tiny_policy(), resume_from_checkpoint=folder / run, output_dir=None, **settings)
-
-
 @pytest.mark.parametrize("run", ["plain", "lora"])
 def test_another_reference_is_refused(folder, run):
     with pytest.raises(CheckpointError, match="the reference is not the one .*: pass the model that the run started"):

@@ -257,23 +257,6 @@ def test_a_callback_ends_the_run_and_a_checkpoint_remembers_it(tmp_path):
 # settings
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (dict(frozen_dtype="bfloat16"), "`frozen_dtype`='bfloat16' needs frozen weights: set `lora_rank`"),
-        (dict(report_to=["wandb"]), "`report_to` names wandb, which writes to `output_dir`"),
-        (dict(batch_size=2, minibatch_size=4, gradient_accumulation_steps=2), "`minibatch_size`=4 is larger"),
-        (dict(total_episodes=60, gradient_accumulation_steps=2), "`total_episodes`=60 is less than one rollout of 64"),
-        (dict(mixed_precision="bf61"), "mixed_precision"),
-        (dict(gradient_accumulation=2), "did you mean `gradient_accumulation_steps`"),
-        (dict(early_stoping_patience=2), "did you mean `early_stopping_patience`"),
-    ],
-)
-def test_impossible_settings_are_named(settings, message):
-    with pytest.raises(ValueError, match=message):
-        PPOConfigV1(**settings)
-
-
 def test_presets_are_read_and_overridden():
     config = PPOConfigV1.preset("8gb", seed=7)
     assert (config.batch_size, config.gradient_accumulation_steps, config.seed) == (1, 8, 7), "8gb is not 1 × 8"
@@ -284,9 +267,10 @@ def test_presets_are_read_and_overridden():
 
 @pytest.mark.parametrize("name", ["8gb", "16gb", "32gb"])
 def test_every_preset_trains(name):
-    preset = dataclasses.asdict(PPOConfigV1.preset(name))
+    config = PPOConfigV1.preset(name)
+    preset = dataclasses.asdict(config)
     del preset["model"]
-    ppo = make(**preset | dict(max_new_tokens=4, num_ppo_epochs=1, total_episodes=32, device="cpu"))
+    ppo = make(**preset | dict(max_new_tokens=4, num_ppo_epochs=1, total_episodes=config.rollout_size, device="cpu"))
     before = weights(ppo)
     ppo.train(PROMPTS)
     assert any(not torch.equal(before[name], now) for name, now in weights(ppo).items()), "the preset trains nothing"
