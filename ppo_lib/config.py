@@ -60,6 +60,18 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     return settings
 
 
+def write_whole(path: str | Path, text: str) -> None:
+    """Write `text` to the file `path`; where that fails, what the file held before is still there."""
+    path = Path(path).expanduser()
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
 def preset_file(name: str) -> Path:
     """The file of the preset called `name`; raises ValueError where there is none."""
     known = sorted((path.stem for path in PRESETS.glob("*.yaml")), key=lambda name: int(name.removesuffix("gb")))
@@ -234,8 +246,7 @@ class PPOConfig:
 
     def to_yaml(self, path: str | Path) -> None:
         """Write every setting, defaults included. Models, rewards and prompts passed as objects are no settings."""
-        text = yaml.dump(dataclasses.asdict(self), Dumper=_Dumper, sort_keys=False)
-        Path(path).expanduser().write_text(text, encoding="utf-8")
+        write_whole(path, yaml.dump(dataclasses.asdict(self), Dumper=_Dumper, sort_keys=False))
 
 
 @dataclass(config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)

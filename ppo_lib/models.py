@@ -4,6 +4,7 @@ import copy
 import functools
 import glob
 import inspect
+import os
 import pickle
 import shutil
 import tempfile
@@ -221,6 +222,8 @@ def few_logits(model: PreTrainedModel) -> Tensor:
 @no_foreign_bars()
 def written_and_read(model: PreTrainedModel, folder: str | Path | None = None) -> PreTrainedModel:
     """`model` as a save followed by a load gives it, by way of a folder of its own below `folder`."""
+    for left_over in Path(folder).glob(f"{WRITTEN_ASIDE}*") if folder else ():
+        shutil.rmtree(left_over, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=WRITTEN_ASIDE, dir=folder) as aside:
         model.save_pretrained(aside)
         return type(model).from_pretrained(aside, dtype=torch.float32).eval()
@@ -245,13 +248,34 @@ def save_models(
     for left_over in folder.parent.glob(f"{glob.escape(mine)}*"):  # of a process that was killed while it saved
         shutil.rmtree(left_over, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=mine, dir=folder.parent) as aside:
-        policy.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
-        critic.save_pretrained(Path(aside) / CRITIC_FOLDER)
-        for file in [path for path in Path(aside).rglob("*") if path.is_file()]:
-            target = folder / file.relative_to(aside)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            file.replace(target)
+        new, old = Path(aside) / "new", Path(aside) / "old"
+        policy.save_pretrained(new)
+        tokenizer.save_pretrained(new)
+        critic.save_pretrained(new / CRITIC_FOLDER)
+        files = sorted(path.relative_to(new) for path in new.rglob("*") if path.is_file())
+        try:
+            for file in files:
+                target = folder / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if target.exists():
+                    _keep(target, old / file)
+                (new / file).replace(target)
+        except BaseException:
+            for file in files:
+                if (old / file).exists():
+                    (old / file).replace(folder / file)
+                elif not (new / file).exists():
+                    (folder / file).unlink()
+            raise
+
+
+def _keep(file: Path, name: Path) -> None:
+    """Let the content of `file` have another name too, so that it outlives what is put in its place."""
+    name.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(file, name)
+    except OSError:  # not every disk has links
+        shutil.copyfile(file, name)
 
 
 def settle_positions(model: nn.Module, longest: int) -> bool:

@@ -243,7 +243,11 @@ class PPOTrainer:
         """Check the prompts, open `output_dir`, and start the stream of prompt batches."""
         self.check_room(dataset)
         if self.config.output_dir:
-            self.open_output_dir()
+            try:
+                self.open_output_dir()
+            except OSError as error:
+                error.add_note(f"`output_dir`={self.config.output_dir!r} cannot be written: make room, or take another")
+                raise
         self.rehearse(dataset)
         before = getattr(self, "batches", None)
         self.batches = PromptBatches(dataset, self.config.rollout_size // self.config.group_size, self.generator)
@@ -293,7 +297,8 @@ class PPOTrainer:
             self.save(self.model_dir)
             error.add_note(f"{len(self.history)} whole updates are logged; the models are in {self.model_dir}")
         except Exception as failure:
-            error.add_note(f"{len(self.history)} whole updates are logged; saving the models failed: {failure!r}")
+            failed = f"saving the models in `output_dir` failed: {failure!r}"
+            error.add_note(f"{len(self.history)} whole updates are logged; {failed}")
 
     def train_step(self, prompts: list[str]) -> tuple[Metrics, Rollout]:
         """One update: sample a rollout, score it, estimate advantages, optimise."""

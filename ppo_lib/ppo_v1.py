@@ -32,7 +32,7 @@ from ppo_lib.running import checkpoint, memory, resume
 from ppo_lib.running.evaluation import Best, evaluate
 from ppo_lib.running.memory import FittingSize
 from ppo_lib.running.schedules import Schedule
-from ppo_lib.running.trackers import Console, JSONLines, append_yaml, log_samples, run_facts, slim
+from ppo_lib.running.trackers import Console, JSONLines, append_yaml, log_samples, run_facts, slim, surviving
 from ppo_lib.sampling import graphs
 
 __all__ = ["PPOConfigV1", "PPODataset", "PPOTrainer"]
@@ -207,7 +207,9 @@ class PPOTrainer(ppo.PPOTrainer):
         try:
             return super().train(train_dataset, self.after_update)
         finally:
-            self.accelerator.end_training()
+            for tracker in self.accelerator.trackers:
+                with surviving(tracker):
+                    tracker.finish()
             self.accelerator.trackers = []
 
     def _save_after(self, error: BaseException) -> None:
@@ -256,7 +258,7 @@ class PPOTrainer(ppo.PPOTrainer):
         if self.config.output_dir and not checkpoint.checkpoints(self.checkpoint_dir):
             self.save_checkpoint()  # so that a run can be resumed whenever it dies
         if self.eval_dataset and not self.history and not self.evaluations:
-            self.record({"update": 0, "episode": 0, **self.evaluate_at(0)})
+            self.record({"episode": 0, "update": 0, **self.evaluate_at(0)})
 
     def rehearse(self, dataset: PPODataset) -> None:
         """As in v0, in the run's own precision, and with adapters that do something; then adapters are saved, on trial.
@@ -297,12 +299,12 @@ class PPOTrainer(ppo.PPOTrainer):
         config, update, score = self.config, len(self.history), metrics.get("eval/score")
         self.schedule.step(score)
         better = score is not None and self.best.beaten_by(score, update, config.early_stopping_min_delta)
+        if better and config.output_dir:
+            self._keep_running(lambda: self.save(self.best_dir), "the best model")
         stop = bool(self._callback and self._callback(self, rollout, metrics)) or self.out_of_patience
-        if config.output_dir:
-            if better:
-                self._keep_running(lambda: self.save(self.best_dir), "the best model")
-            if better or stop or update % config.save_every == 0 or update == self._last_update:
-                self.save_checkpoint()
+        due = better or stop or update % config.save_every == 0 or update == self._last_update
+        if due and config.output_dir:
+            self.save_checkpoint()
         return stop
 
     def evaluate_at(self, update: int) -> Metrics:
@@ -312,9 +314,9 @@ class PPOTrainer(ppo.PPOTrainer):
         rng = checkpoint.rng_state()  # a reward may draw from the process's generators
         metrics, rows = evaluate(self, self.eval_dataset.prompts, self.eval_reward, self.config.seed)
         checkpoint.set_rng_state(rng)
-        self.evaluations.append({"update": update, **metrics})
         rows = [{"update": update, **row} for row in rows[: self.config.eval_samples]]
-        self.samples += rows
+        for told, new in ((self.evaluations, [{"update": update, **metrics}]), (self.samples, rows)):
+            told[:] = [row for row in told if row["update"] != update] + new  # an update that was interrupted is redone
         if rows:
             log_samples(self.accelerator.trackers, rows, update)
         return metrics
@@ -500,7 +502,9 @@ class PPOTrainer(ppo.PPOTrainer):
 
     def record(self, metrics: Metrics) -> None:
         """Send metrics to every tracker."""
-        self.accelerator.log(metrics, step=metrics["update"])
+        for tracker in self.accelerator.trackers:
+            with surviving(tracker):
+                tracker.log(metrics, step=metrics["update"])
 
     def save(self, folder: str | Path) -> None:
         """As in v0; adapters are merged into the weights, so that the models are plain ones again."""

@@ -269,6 +269,7 @@ def eval_command(arguments: argparse.Namespace) -> None:
 
 def plot_command(arguments: argparse.Namespace) -> None:
     from ppo_lib.commands import places
+    from ppo_lib.config import write_whole
     from ppo_lib.lab.plots import standalone_page, training_figure
     from ppo_lib.running import checkpoint
 
@@ -287,9 +288,7 @@ def plot_command(arguments: argparse.Namespace) -> None:
     target = target / "metrics.html" if target.is_dir() else target
     if not target.parent.is_dir():
         raise ValueError(f"--output {target}: there is no folder {target.parent}")
-    aside = target.with_name(f".{target.name}.part")
-    aside.write_text(standalone_page(training_figure(rows), title=f"Metrics of {title}"), encoding="utf-8")
-    aside.replace(target)
+    write_whole(target, standalone_page(training_figure(rows), title=f"Metrics of {title}"))
     print(target)
 
 

@@ -45,7 +45,7 @@ def save_checkpoint(folder: str | Path, update: int, state: dict[str, Any]) -> P
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for left_over in folder.glob(f"{ASIDE}*"):
+    for left_over in folder.glob(f"{ASIDE}{PREFIX}*"):
         shutil.rmtree(left_over, ignore_errors=True)
     name = name_of(update)
     aside, target = folder / (ASIDE + name), folder / name
@@ -61,7 +61,7 @@ def save_checkpoint(folder: str | Path, update: int, state: dict[str, Any]) -> P
             _flush(aside / file)
         _flush(aside)
         if target.exists():  # the same update, saved before a run was resumed from an earlier one
-            shutil.rmtree(target)
+            _remove(target)
         aside.rename(target)
         _flush(folder)
     except (OSError, SafetensorError) as error:
@@ -134,10 +134,17 @@ def prune(folder: str | Path, newest: int, keep_last: int, keep: set[str]) -> No
     """
     for path in checkpoints(folder):
         if path.name > name_of(newest):
-            shutil.rmtree(path)
+            _remove(path)
     for path in checkpoints(folder)[:-keep_last]:
         if path.name not in keep:
-            shutil.rmtree(path)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint; as long as it bears its name, it is whole."""
+    nameless = path.with_name(f"{ASIDE}{path.name}.old")
+    path.rename(nameless)
+    shutil.rmtree(nameless)
 
 
 def rng_state() -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.utils.memory import release_memory, should_reduce_batch_size
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
@@ -150,8 +151,9 @@ def rehearse_saving(model: PreTrainedModel, folder: str | Path | None) -> None:
             off = [few_logits(network) - trained for network in (plain, written_and_read(plain, folder))]
         effect, (unmerged, unsaved) = (trained - without).norm(), (each.norm() for each in off)
     except Exception as error:
-        name = type(model).__name__
-        raise ValueError(f"`lora_rank`: the adapters of {name} could not be saved merged: {error!r}") from error
+        name, of_the_disk = type(model).__name__, isinstance(error, (OSError, SafetensorError))
+        room = ": is there room in `output_dir`?" if of_the_disk else ""
+        raise ValueError(f"`lora_rank`: the adapters of {name} could not be saved merged: {error!r}{room}") from error
     rounded = any(torch.finfo(parameter.dtype).bits < 32 for parameter in model.parameters())
     # Rounding of half-precision weights is part of what is missed; a merge that does nothing misses all.
     if unmerged > (0.5 if rounded else 0.01) * effect or unsaved > 0.5 * effect:
@@ -276,6 +278,10 @@ class FittingSize:
         """Start from `size`, or where that is smaller from the first one; what was halved or restored stays."""
         if self.size == self.aimed:
             self.size = self.aimed = max(size, self.at_least)
+
+    def put(self, size: int) -> None:
+        """Go on with a `size` that an earlier session found to fit."""
+        self.size, self.aimed = size, None
 
     def fit(self, work: Callable[[int], Any]) -> Any:
         """`work(size)`; where memory runs out again, first without what `graphs` keeps, then with half the size.

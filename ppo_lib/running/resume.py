@@ -176,7 +176,8 @@ def restore(trainer: "PPOTrainer", state: dict[str, Any]) -> None:
     trainer.best = Best(**state["best"])
     trainer.skipped_steps, trainer.skipped_in_a_row = state["skipped"]
     if all(now[name] == before[name] for name in ("minibatch_size", "batch_size", "group_size")):
-        trainer.micro_batch.size, trainer.forward_batch.size = state["sizes"]
+        for fitting, size in zip((trainer.micro_batch, trainer.forward_batch), state["sizes"], strict=True):
+            fitting.put(size)
     trainer.resumed_state = state
 
 

@@ -1,13 +1,16 @@
 """Where a run's metrics go, all through Accelerate's tracker interface; and what a run notes about itself."""
 
+import contextlib
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import shlex
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ import yaml
 from accelerate.tracking import GeneralTracker
 from tqdm.auto import tqdm
 
+from ppo_lib.config import write_whole
 from ppo_lib.running.terminal import NOISE, in_one_line, number
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
@@ -50,30 +54,44 @@ class JSONLines(GeneralTracker):
 
     def log(self, values: dict, step: int | None = None, **kwargs: Any) -> None:
         """Append `values`; NaN and infinity, which JSON lacks, become null."""
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        self.waiting.append(json.dumps(finite, ensure_ascii=False) + "\n")
+        self.waiting.append(self._line(values))
         whole = self.path.stat().st_size if self.path.exists() else 0
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write("".join(self.waiting))
             self.waiting.clear()
-        except OSError as error:
-            if self.path.exists():
-                with open(self.path, "r+b") as file:
-                    file.truncate(whole)  # no half line
-            warnings.warn(f"{self.path} cannot be written ({error}): its lines wait in memory", stacklevel=2)
+        except BaseException as error:
+            self._cut_back(whole)
+            if not isinstance(error, OSError):
+                raise
+            self._warn(error)
+
+    def _cut_back(self, whole: int) -> None:
+        """Leave no half line, and no empty file, which would look like another run's."""
+        with contextlib.suppress(OSError):  # a disk that takes nothing any more has no half line either
+            if whole:
+                os.truncate(self.path, whole)
+            else:
+                self.path.unlink(missing_ok=True)
 
     def rewrite(self, rows: list[dict]) -> None:
         """Replace the file by `rows`."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self.path.with_name(f".{self.path.name}")
-        aside.unlink(missing_ok=True)
-        aside.touch()
-        writer = JSONLines(aside)
-        for row in rows:
-            writer.log(row)
-        aside.replace(self.path)
-        self.waiting = writer.waiting
+        self.waiting = [self._line(row) for row in rows]
+        try:
+            write_whole(self.path, "".join(self.waiting))
+            self.waiting.clear()
+        except OSError as error:
+            self._cut_back(0)
+            self._warn(error)
+
+    @staticmethod
+    def _line(values: dict) -> str:
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        return json.dumps(finite, ensure_ascii=False) + "\n"
+
+    def _warn(self, error: OSError) -> None:
+        warnings.warn(f"{self.path} cannot be written ({error}): its lines wait in memory", stacklevel=3)
 
 
 class Console(GeneralTracker):
@@ -139,18 +157,33 @@ def slim(metrics: dict[str, float]) -> dict[str, float]:
     return vars(row)
 
 
+@contextlib.contextmanager
+def surviving(tracker: GeneralTracker) -> Iterator[None]:
+    """Within the block a tracker may fail, on a full disk say: that is told, and the run goes on.
+
+    Not so those of this file: that nobody reads the terminal any more ends a run, and a mistake of ours is one.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(tracker, (JSONLines, Console, SampleLines)):
+            raise
+        warnings.warn(f"the tracker {tracker.name} of `report_to` failed ({error}): the run goes on", stacklevel=3)
+
+
 def log_samples(trackers: list[GeneralTracker], rows: list[dict], update: int) -> None:
     """Show responses as text, one row each, on the trackers that can."""
     columns = list(rows[0])
     for tracker in trackers:
-        if tracker.name == "wandb":
-            tracker.log_table("samples", columns, [list(row.values()) for row in rows], step=update)
-        elif isinstance(tracker, SampleLines):
-            tracker.rows = rows
-        elif tracker.name == "tensorboard":
-            lines = [columns, ["---"] * len(columns), *(row.values() for row in rows)]
-            cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
-            tracker.tracker.add_text("samples", "\n".join(f"| {' | '.join(line)} |" for line in cells), update)
+        with surviving(tracker):
+            if tracker.name == "wandb":
+                tracker.log_table("samples", columns, [list(row.values()) for row in rows], step=update)
+            elif isinstance(tracker, SampleLines):
+                tracker.rows = rows
+            elif tracker.name == "tensorboard":
+                lines = [columns, ["---"] * len(columns), *(row.values() for row in rows)]
+                cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
+                tracker.tracker.add_text("samples", "\n".join(f"| {' | '.join(line)} |" for line in cells), update)
 
 
 def run_facts(device: torch.device) -> dict:
@@ -170,8 +203,8 @@ def run_facts(device: torch.device) -> dict:
 
 def append_yaml(path: Path, item: dict) -> None:
     """Add `item` to the list in the YAML file `path`."""
-    with open(path, "a", encoding="utf-8") as file:
-        yaml.safe_dump([item], file, sort_keys=False, allow_unicode=True)
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    write_whole(path, before + yaml.safe_dump([item], sort_keys=False, allow_unicode=True))
 
 
 def _version(package: str) -> str | None:

@@ -191,6 +191,42 @@ def test_a_run_goes_on_where_a_checkpoint_cannot_be_saved(tmp_path, monkeypatch)
     assert load_newest(tmp_path / "checkpoints")[1].name == "update-00000003", "later checkpoints are not saved"
 
 
+NO_ROOM = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    checkpoint.SafetensorError("I/O error: No space left on device (os error 28)"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),  # merging adapters takes a copy
+]
+
+
+@pytest.mark.parametrize("error", NO_ROOM, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(("name", "what"), [("save", "the best model"), ("state", "a checkpoint")])
+def test_whatever_cannot_be_kept_is_told_and_the_run_goes_on(name, what, error, tmp_path):
+    """Of update 2, which is the best so far."""
+    ppo = make(output_dir=str(tmp_path), eval_every=1, save_every=1)
+    ppo.eval_reward = lambda prompts, responses: [float(len(ppo.history))] * len(responses)
+    sound = getattr(ppo, name)
+
+    def fails(*arguments):
+        if len(ppo.history) == 2:
+            raise error
+        return sound(*arguments)
+
+    setattr(ppo, name, fails)
+    said = rf"saving {what} after update 2 failed \(.*(No space|out of memory).*update-00000001 .*room in `output_dir`"
+    with pytest.warns(UserWarning, match=said):
+        ppo.train(["a", "b"], ["c"])
+    assert len(ppo.history) == 3, f"{what} that cannot be saved ends the run"
+    assert load_newest(tmp_path / "checkpoints")[1].name == "update-00000003", "later checkpoints are not saved"
+
+
+@pytest.mark.parametrize("name", ["save", "state"])
+def test_a_mistake_while_saving_is_no_lack_of_room(name, tmp_path):
+    ppo = make(output_dir=str(tmp_path), eval_every=1, save_every=1)
+    setattr(ppo, name, lambda *_: {}["no such key"])
+    with pytest.raises(KeyError):
+        ppo.train(["a", "b"], ["c"])
+
+
 # damage
 
 

@@ -127,6 +127,67 @@ def test_models_that_attend_or_count_otherwise_take_the_plain_decoder():
         assert decoder_for(policy) is Decoder, f"{type(policy).__name__} is decoded by sums that are not its own"
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_step_is_recorded_where_there_is_a_gpu_and_weights_can_be_copied(family, monkeypatch):
+    """The GPU is a pretence: only what is chosen for it is looked at."""
+    policy = tiny_policy(family)
+    assert decoder_for(policy) is LlamaDecoder, "on a CPU not the family's own decoder is taken"
+    monkeypatch.setattr(type(policy), "device", torch.device("cuda"))
+    assert decoder_for(policy) is GraphDecoder, "on a GPU no step is recorded"
+    add_adapters(policy, 2, 8.0, seed=0)
+    assert decoder_for(policy) is GraphDecoder, "adapters keep a step from being recorded"
+    policy.model.layers[1].mlp.down_proj.base_layer.__class__ = type("Quantised", (torch.nn.Linear,), {})
+    assert decoder_for(policy) is LlamaDecoder, "a step is recorded of a layer that is more than its weights"
+    other = tiny_policy(family)
+    other.lm_head.__class__ = type("Quantised", (torch.nn.Linear,), {})
+    assert decoder_for(other) is LlamaDecoder, "a step is recorded of a head that is more than its weights"
+
+
+@pytest.mark.parametrize(("length", "room", "places"), [(3, 61, 64), (3, 62, 128), (64, 64, 128), (65, 64, 192)])
+def test_a_recorded_step_has_room_for_the_longest_text(length, room, places, monkeypatch):
+    shapes = []
+    monkeypatch.setattr(graphs, "RecordedStep", lambda policy, recorded, rows, places: shapes.append((rows, places)))
+    policy = tiny_policy("llama", max_position_embeddings=512)
+    decoder = GraphDecoder.__new__(GraphDecoder)
+    decoder.policy, decoder.attention_mask = policy, torch.ones(5, length)
+    decoder.make_step(room)
+    assert shapes == [(5, places)], f"texts of {length + room} tokens have other than {places} places"
+    forget()
+
+
+def test_the_latest_recorded_steps_are_kept(monkeypatch):
+    made = []
+    monkeypatch.setattr(graphs, "RecordedStep", lambda policy, recorded, *shape: made.append(shape) or shape)
+    recorded = graphs.Recorded(tiny_policy(), torch.float32)
+    for rows in (*range(1, 9), 1, 9):  # the first one is used once more before there is one too many
+        recorded.step(None, rows, 64)
+    assert graphs.KEPT == 8 and [rows for rows, _ in recorded.steps] == [3, 4, 5, 6, 7, 8, 1, 9], (
+        "it is not the step that was longest unused that gives way"
+    )
+    assert made == [(rows, 64) for rows in range(1, 10)], "a step that is kept is recorded again"
+
+
+@pytest.mark.parametrize(("left", "size"), [(9, 16), (8, 8), (5, 8), (4, 4), (2, 2), (1, 2)])
+def test_finished_texts_leave_a_recorded_step_by_halves(left, size, monkeypatch):
+    """At least two stay: below, leaving saves nothing."""
+    taken = []
+
+    class Step:
+        def __init__(self, rows, places=64):
+            self.tokens, self.hidden = torch.zeros(rows), torch.zeros(rows, places)
+
+        def take(self, other, rows):
+            taken.append(rows.tolist())
+
+    decoder = GraphDecoder.__new__(GraphDecoder)
+    decoder.policy, decoder.logits, decoder.step = None, torch.zeros(16, 3), Step(16)
+    decoder.recorded = type("Recorded", (), {"step": lambda self, policy, rows, places: Step(rows, places)})()
+    decoder.keep(torch.arange(left))
+    [rows] = taken
+    assert len(decoder.step.tokens) == len(rows) == size, f"{left} of 16 texts are left in a step for {len(rows)}"
+    assert rows == [*range(left), *[0] * (size - left)], "the places that are left over are no copy of a text"
+
+
 def test_equal_prompts_go_through_the_model_once(monkeypatch):
     policy, seen = tiny_policy(), []
     forward = LlamaForCausalLM.forward

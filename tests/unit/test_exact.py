@@ -1,5 +1,6 @@
 """What is trained is what is sampled, saved and judged, whatever was done to the model; else it is refused."""
 
+import re
 import warnings
 
 import pytest
@@ -19,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama import modeling_llama as llama
 
 from ppo_lib import models, ppo, rollout
+from ppo_lib.data import as_dataset
 from ppo_lib.models import Critic, few_logits
 from ppo_lib.rewards import RewardModel
 from ppo_lib.running import memory
@@ -295,6 +297,41 @@ def test_the_check_changes_no_number(settings):
     without = make(exact_check=False, **settings)
     without.train(PROMPTS)
     assert_same_run(with_it, without, "the check before the first update changes the run")
+
+
+@pytest.mark.parametrize(
+    ("off", "decoder", "outcome"),
+    [
+        ([1.0], None, None),
+        ([1.01, 1.0], Decoder, "the fast sampler is .* nats a token off this model's own logits, and is not used"),
+        ([1.01, 1.01], Decoder, "gives a token other probabilities while it writes"),
+    ],
+)
+def test_what_the_fast_sampler_may_be_off_and_what_is_done_about_more(off, decoder, outcome):
+    """`off`: of the fast one and then of the plain one, as a multiple of what is allowed."""
+    ppo = make()
+    allowed = models.allowed_inexactness(ppo.policy)
+    assert allowed == 1e-3, "in 32-bit floats a thousandth of a nat is allowed"
+    tried = []
+    ppo.inexactness = lambda prompts: tried.append(ppo.decoder) or allowed * off[len(tried) - 1]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            ppo.rehearse(as_dataset(PROMPTS))
+            refused = ""
+        except ValueError as error:
+            refused = str(error)
+    told = " ".join([refused, *(str(warning.message) for warning in said)]).strip()
+    assert re.search(outcome, told) if outcome else not told, f"at {off} times what is allowed it says {told!r}"
+    assert bool(refused) == (off[-1] > 1), "a plain sampler that is off is taken, or one that is right is refused"
+    assert ppo.decoder is decoder and tried == [None, Decoder][: len(off)], "the plain one is not tried after the fast"
+
+
+@pytest.mark.parametrize(("dtype", "nats"), [(torch.float16, 16 * 2**-10), (torch.bfloat16, 16 * 2**-7)])
+def test_half_precision_is_allowed_its_rounding(dtype, nats):
+    assert models.allowed_inexactness(tiny_policy().to(dtype)) == nats
+    with torch.autocast("cpu", dtype):
+        assert models.allowed_inexactness(tiny_policy()) == nats, "mixed precision is not allowed its rounding"
 
 
 def test_the_check_can_be_switched_off(monkeypatch):

@@ -1,5 +1,6 @@
 """Ways to need less memory change how a run computes, and not what, as far as each one promises."""
 
+import contextlib
 import math
 import sys
 from types import SimpleNamespace
@@ -8,8 +9,9 @@ import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from ppo_lib.config import PPOConfigV1, ReplayConfig
 from ppo_lib.data import as_dataset
 from ppo_lib.ppo_v1 import PPOTrainer
 from ppo_lib.rollout import response_logits
@@ -147,6 +149,23 @@ def test_frozen_weights_take_half_the_memory_and_trained_ones_stay_whole():
         expected = torch.float32 if parameter.requires_grad else torch.bfloat16
         assert parameter.dtype == expected, f"{name} is kept in {parameter.dtype}"
     assert all(math.isfinite(x) for row in train_a_little(ppo).history for x in row.values()), "a metric is not finite"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "unmerged", "unsaved", "kept"),
+    [("float32", 0.0099, 0.49, True), ("float32", 0.0101, 0.0, False), ("float32", 0.0, 0.51, False),
+     ("bfloat16", 0.49, 0.49, True), ("bfloat16", 0.51, 0.0, False)],
+)  # fmt: skip
+def test_how_much_of_what_adapters_do_may_be_lost(dtype, unmerged, unsaved, kept, monkeypatch):
+    """As shares of what they do: a hundredth, where nothing is rounded; half of it, where something is."""
+    policy = tiny_policy()
+    memory.add_adapters(policy, 2, 8.0, seed=0)
+    memory.freeze_in(policy, getattr(torch, dtype))
+    seen = iter(torch.tensor([[5.0], [7.0], [7.0 + 2 * unmerged], [7.0 - 2 * unsaved]]))  # without, with, and the two
+    monkeypatch.setattr(memory, "few_logits", lambda model: next(seen))
+    monkeypatch.setattr(memory, "written_and_read", lambda model, folder: model)
+    with contextlib.nullcontext() if kept else pytest.raises(ValueError, match="does something else once its adapters"):
+        memory.rehearse_saving(policy, None)
 
 
 # activations and logits
@@ -330,6 +349,97 @@ def test_the_scaler_is_saved_and_restored():
     resume.restore(fresh, resume.state_of(ppo))
     assert fresh.accelerator.scaler.get_scale() == 32.0, "the scale of the loss is not restored"
     assert fresh.accelerator.scaler.state_dict() == ppo.accelerator.scaler.state_dict(), "the scaler is not restored"
+
+
+# how many responses at a time
+
+
+@pytest.mark.parametrize(("recorded", "tried"), [(False, [13, 6, 3, 1]), (True, [13, 13, 6, 3, 1])])
+def test_what_does_not_fit_is_tried_without_recorded_steps_and_then_in_halves(recorded, tried, monkeypatch):
+    sizes, kept = [], [recorded]
+    monkeypatch.setattr(memory.graphs, "forget", lambda: bool(kept) and kept.pop())
+
+    def work(size):
+        sizes.append(size)
+        if size > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return "done"
+
+    fitting = memory.FittingSize("training", 13)
+    with pytest.warns(UserWarning) as said:
+        assert fitting.fit(work) == "done", "what was computed is lost"
+    assert sizes == tried, "not first without recorded steps, then each time with half as many, down to one"
+    told = [str(warning.message) for warning in said]
+    assert told == [f"out of memory: training now takes {size} responses at a time" for size in (6, 3, 1)]
+    assert fitting.size == 1, "the size that fits is forgotten"
+
+
+@pytest.mark.parametrize("recorded", [0, 1, 9])
+def test_one_response_that_does_not_fit_is_given_up_after_one_more_try(recorded, monkeypatch):
+    sizes, kept = [], [True] * recorded  # steps may be recorded anew in each try
+    monkeypatch.setattr(memory.graphs, "forget", lambda: bool(kept) and kept.pop())
+
+    def work(size):
+        sizes.append(size)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with pytest.raises(RuntimeError, match="out of memory") as caught:
+        memory.FittingSize("training", 1).fit(work)
+    assert sizes == [1] * (1 + (recorded > 0)), "one response that does not fit is tried for ever, or not again"
+    assert "even one response at a time does not fit: set `activation_checkpointing`" in "".join(caught.value.__notes__)
+
+
+def test_a_pass_without_gradients_begins_with_what_the_settings_ask_for():
+    for config, size in (
+        (PPOConfigV1(batch_size=3, group_size=2, minibatch_size=4), 6),
+        (PPOConfigV1(batch_size=2, minibatch_size=2, gradient_accumulation_steps=4), 2),
+        (ReplayConfig(batch_size=2, minibatch_size=5), 5),
+    ):
+        assert memory.FittingSize.of(config).size == size, "not those of `batch_size` prompts, or of a minibatch"
+
+
+def test_a_size_moves_until_it_was_halved_or_restored():
+    fitting = memory.FittingSize("sampling", 4)
+    for aim, size in ((64, 64), (32, 32), (2, 4), (64, 64)):
+        fitting.aim(aim)
+        assert fitting.size == size, "it does not follow the longest text, or starts below what the settings ask for"
+    fitting.size = 1  # memory ran out
+    fitting.aim(64)
+    assert fitting.size == 1, "what did not fit is tried again"
+    for size in (3, 4, 9):
+        restored = memory.FittingSize("sampling", 4)
+        restored.put(size)
+        restored.aim(64)
+        assert restored.size == size, f"{size} responses, which an earlier session found to fit, become more again"
+
+
+TEXT_BYTES = 4 * 10 * (2 * 3 * 8 + 2 * 24 + 6 * 8)  # of ten tokens: cache of 3 layers, their inner and outer states
+LOGIT_BYTES = 4 * 3 * 50  # of one token: as they come, in 32 bits, and normalised
+
+
+@pytest.mark.parametrize(
+    ("chunk", "room", "texts"),
+    [(None, 7 * (TEXT_BYTES + 10 * LOGIT_BYTES), 7), (None, 7 * (TEXT_BYTES + 10 * LOGIT_BYTES) - 1, 6), (None, 9, 1),
+     (16, 7 * TEXT_BYTES + 16 * LOGIT_BYTES, 7), (16, 7 * TEXT_BYTES + 16 * LOGIT_BYTES - 1, 6), (16, 9, 1)],
+)  # fmt: skip
+def test_without_gradients_as_many_texts_are_computed_as_a_gigabyte_holds(chunk, room, texts, monkeypatch):
+    assert memory.FORWARD_BYTES == 2**30, "the room for a pass without gradients is no gigabyte"
+    monkeypatch.setattr(memory, "FORWARD_BYTES", room)
+    shape = dict(hidden_size=8, intermediate_size=24, num_hidden_layers=3, num_attention_heads=1, vocab_size=50)
+    found = memory.forward_size(PPOConfigV1(logits_chunk=chunk), LlamaConfig(**shape), 10)
+    assert found == texts, f"{found} texts of ten tokens are taken for what fits into {room} bytes"
+
+
+def test_the_widest_layer_counts_and_four_times_the_width_where_none_is_named(monkeypatch):
+    monkeypatch.setattr(memory, "FORWARD_BYTES", 2**24)
+    shape = dict(hidden_size=8, num_hidden_layers=3, vocab_size=50)
+    sizes = {}
+    for inner in (24, 32, None, [16, 32, 8]):
+        config = SimpleNamespace(**shape, intermediate_size=inner)
+        config.get_text_config = lambda config=config: config
+        sizes[str(inner)] = memory.forward_size(PPOConfigV1(), config, 10)
+    alike = sizes["None"] == sizes["32"] == sizes["[16, 32, 8]"] < sizes["24"]
+    assert alike, f"inner layers are counted wrongly: {sizes}"
 
 
 # 8-bit optimiser

@@ -2,12 +2,16 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import nn
 from transformers import LlamaConfig
 
-from ppo_lib.commands.memory_estimate import MODELS, estimate_memory, memory_by_moment
-from ppo_lib.config import PRESETS, PPOConfigV1
+from ppo_lib.commands import memory_estimate, plan, timing
+from ppo_lib.commands.memory_estimate import MODELS, ShapesOnly, estimate_memory, memory_by_moment
+from ppo_lib.config import PRESETS, PPOConfigV1, ReplayConfig
 from ppo_lib.lab.stored import __file__ as stored
 from ppo_lib.ppo_v1 import PPOTrainer
 
@@ -41,6 +45,16 @@ def test_the_cache_and_the_logits_are_those_of_the_longest_text():
     assert few < 0.5 * all_of_them
     long = memory_by_moment(PPOConfigV1(**SHORT | {"max_new_tokens": 500}), TINY, 3)["sampling"]
     assert long["kv_cache"] >= 4 * (2 * 4 * 2 * 502 * 16 * 2)  # bytes, keys and values, responses, heads, width, layers
+
+
+@pytest.mark.parametrize(("fit", "together"), [(1, 4), (7, 7), (12, 12), (99, 12)])
+def test_as_many_responses_are_counted_as_are_computed_at_a_time(fit, together, monkeypatch):
+    """At least those of `batch_size` prompts, at most those of a rollout: here 4 and 12."""
+    seen = []
+    monkeypatch.setattr(memory_estimate, "forward_size", lambda config, model, length: seen.append(length) or fit)
+    monkeypatch.setattr(ShapesOnly, "trace", lambda self, prompt, together: seen.append(together) or {})
+    memory_by_moment(PPOConfigV1(**SHORT, gradient_accumulation_steps=3), TINY, 6)
+    assert seen == [16, together], f"{seen[1]} responses of {seen[0]} tokens are taken to be computed at a time"
 
 
 def test_adapters_leave_no_reference_and_little_to_train():
@@ -101,3 +115,96 @@ def test_presets_have_the_sizes_that_were_asked_for():
     assert {
         p: (c.batch_size, c.gradient_accumulation_steps, c.group_size) for p, c in sizes.items()
     } == {"8gb": (1, 8, 1), "16gb": (4, 1, 2), "32gb": (8, 1, 4)}  # fmt: skip
+
+
+# room on the disk, and time
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0.0 MB"), (99_949_999, "99.9 MB"), (10**8, "0.10 GB"), (2**30, "1.07 GB")]
+)
+def test_bytes_are_told_in_thousands(size, text):
+    assert plan.gb(size) == text
+
+
+def of_weights(count: int, adapters: int = 0) -> nn.Module:
+    network = nn.Module()
+    network.weight = nn.Parameter(torch.empty(count, device="meta"))
+    if adapters:
+        network.lora_A = nn.Parameter(torch.empty(adapters, device="meta"))
+    return network
+
+
+@pytest.mark.parametrize(
+    ("settings", "evaluates", "checkpoints", "room"),
+    [
+        ({}, False, "1 + 4; 2 are kept, 0.30 GB each", 0.3 * 3 + 0.8 * 2),
+        ({}, True, "1 + 4, and one at each new best; 3 are kept, 0.30 GB each", 0.3 * 4 + 0.8 * 3),
+        ({"save_every": 4}, False, "1 + 3; 2 are kept, 0.30 GB each", 0.3 * 3 + 0.8 * 2),
+        ({"save_every": 99, "keep_last": 5}, True, "1 + 1, and one at each new best; 6 are kept, 0.30 GB each",
+         0.3 * 7 + 0.8 * 3),
+    ],
+)  # fmt: skip
+def test_the_room_on_the_disk_is_that_while_one_more_is_written(settings, evaluates, checkpoints, room):
+    """Ten updates. A checkpoint is what is trained with two moments; models are saved whole, without adapters."""
+    critic = SimpleNamespace(trunk=of_weights(90_000_000, 5), value_head=of_weights(10_000_000))
+    shapes = SimpleNamespace(
+        gradient_bytes=100_000_000, fixed={"optimizer": 200_000_000}, policy=of_weights(100_000_000, 7), critic=critic
+    )
+    config = PPOConfigV1(output_dir="run", total_episodes=320, **{"save_every": 3} | settings)
+    rows = plan.disk(config, shapes, evaluates)
+    first, more = re.match(r"1 \+ (\d+)(.*)", checkpoints).groups()
+    assert rows["checkpoints"] == f"{1 + int(first)}{more}", "checkpoints are counted otherwise than they are written"
+    assert rows["disk"].startswith(f"{room:.2f} GB at most"), "the room is not that of all kept ones and one aside"
+    replay = ReplayConfig(output_dir="run", total_episodes=320, save_every=3)
+    one = 300_000_000 + plan.buffer_bytes(replay)
+    told = plan.disk(replay, shapes, evaluates)["checkpoints"]
+    assert f"{plan.gb(one)} each" in told, "the buffer is left out of the checkpoints"
+    assert plan.disk(PPOConfigV1(), shapes, evaluates) == {}, "without an `output_dir` something is written"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    ("missing", "said"), [(0, "measured"), (1, "not measured: 2.5 GB are needed and 2.5 GB are free")]
+)
+def test_time_is_measured_where_the_peak_fits_to_the_byte(device, missing, said, monkeypatch):
+    free = 2_500_000_000
+    here = {"cpu": free, "cuda": 10**15} if device == "cpu" else {"cpu": 10**15, "cuda": free}
+    monkeypatch.setattr(timing, "pick_device", lambda name: torch.device(device))
+    monkeypatch.setattr(timing.psutil, "virtual_memory", lambda: SimpleNamespace(available=here["cpu"], total=10**15))
+    monkeypatch.setattr(timing.torch.cuda, "mem_get_info", lambda device: (here["cuda"], 10**15))
+    monkeypatch.setattr(timing, "_measured", lambda config, reward: "measured")
+    assert timing.estimate_time(PPOConfigV1(), None, free + missing).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(9.94, "9.9 s"), (10.4, "10 s"), (89.9, "90 s"), (90, "1.5 min"), (5399, "90.0 min"), (5400, "1.5 h")],
+)
+def test_a_time_is_told_in_the_unit_that_reads_best(seconds, text):
+    assert timing.spoken(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("config", "factor"),
+    [(PPOConfigV1(batch_size=8, minibatch_size=8), 1), (ReplayConfig(batch_size=8, replay_sample_size=24), 4),
+     (ReplayConfig(batch_size=8, minibatch_size=8, replay_sample_size=24, use_replay_buffer=False), 1)],
+)  # fmt: skip
+def test_the_time_of_an_update_is_that_of_one_that_replays_all_it_may(config, factor, monkeypatch):
+    """Ten seconds to sample, score and estimate; two to train on the fresh responses alone."""
+    clock = iter([100.0, 110.0, 112.0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    nothing, rollout = (lambda *_: None), SimpleNamespace(advantages=torch.zeros(1))
+    trainer = SimpleNamespace(
+        config=config, batches=iter([["a"]]), collect=lambda prompts: rollout, score=nothing, estimate=nothing,
+        update=nothing,
+    )  # fmt: skip
+    assert timing._update(trainer) == 10 + 2 * factor, "the time of training does not grow with what is replayed"
+
+
+def test_the_time_of_an_evaluation_is_that_of_all_its_prompts(monkeypatch):
+    clock, seen = iter([100.0, 103.0]), []
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(timing, "evaluate", lambda trainer, prompts, reward: seen.extend(prompts))
+    trainer = SimpleNamespace(forward_batch=SimpleNamespace(size=4), reward=None)
+    assert timing._evaluation(trainer, list("abcdefghij")) == 3.0 * 10 / 4 and seen == list("abcd")

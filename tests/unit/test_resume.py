@@ -4,6 +4,7 @@ import json
 import math
 import random
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +12,13 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from ppo_lib import ppo_v2
 from ppo_lib.data import PPODataset
 from ppo_lib.rewards import RewardError
-from ppo_lib.running import checkpoint, resume
+from ppo_lib.running import checkpoint
 from ppo_lib.running.checkpoint import CheckpointError
 from tests.unit.runs_v1 import HELD_OUT, PROMPTS, TINY, assert_same_run, make, numbers, vowels, weights
-from tests.unit.tiny import byte_tokenizer, tiny_policy
+from tests.unit.tiny import byte_tokenizer, likely_eos, smallest_policy, tiny_policy
 
 THREE_UPDATES = dict(total_episodes=12, save_every=1, keep_last=9, learning_rate=1e-2)
 FOUR_UPDATES = THREE_UPDATES | dict(total_episodes=16)
@@ -165,25 +167,185 @@ def test_the_order_of_the_prompts_is_restored(tmp_path):
     same(again, whole, "the order of the prompts is not restored")
 
 
-def test_adams_moments_are_restored(tmp_path):
-    whole = make(tiny_policy(), output_dir=str(tmp_path / "whole"), **FOUR_UPDATES)
-    whole.train(PROMPTS)
-    again = resumed_at(tmp_path / "whole", 4, policy=tiny_policy())
-    saved, mine = whole.optimizer.state_dict()["state"], again.optimizer.state_dict()["state"]
-    assert saved.keys() == mine.keys(), "the optimiser's state is not restored"
-    for index, moments in saved.items():
-        for name, value in moments.items():
-            assert torch.equal(mine[index][name], value), f"Adam's {name} is not restored"
+# every piece of the state, in a run to which everything has happened
+
+LIVED = dict(
+    batch_size=2, minibatch_size=4, total_episodes=6, max_new_tokens=3, num_ppo_epochs=2, learning_rate=1e-2,
+    eval_every=1, eval_samples=1, early_stopping_patience=50, lr_scheduler="linear", warmup_updates=1, kl_target=0.5,
+    kl_horizon=8, max_skipped_steps=3, replay_sample_size=2, replay_buffer_size=6, max_replay_reuse=1,
+    replay_keep_best=0.2, device="cpu",
+)  # fmt: skip
+FIVE_PROMPTS = [*PROMPTS, "A fifth"]  # in batches of two: a pass is always in the middle
+NAN_STEPS = {(2, 1), (5, 2), (6, 1)}  # updates, and steps in them
 
 
-def test_counters_are_restored(tmp_path):
-    ppo = make(output_dir=str(tmp_path / "run"), **FOUR_UPDATES)
-    ppo.skipped_steps, ppo.skipped_in_a_row, ppo.micro_batch.size, ppo.forward_batch.size = 5, 2, 1, 3
-    ppo.train(PROMPTS, callback=lambda *_: True)
-    again = make(output_dir=str(tmp_path / "run"), resume_from_checkpoint=True)
-    assert again.skipped_steps == 5, "the counter of skipped steps is not restored"
-    assert (again.micro_batch.size, again.forward_batch.size) == (1, 3), "sizes that fit in memory are found out again"
-    assert again.run_id == ppo.run_id, "a resumed run is logged under another id"
+def eventful(**settings):
+    """A run with replay. Memory runs out above two responses, and some steps have a NaN gradient."""
+    settings = settings if "resume_from_checkpoint" in settings else LIVED | settings
+    stage = SimpleNamespace(PPOTrainer=ppo_v2.PPOTrainerWithReplay)
+    never_better = {"eval_reward": lambda prompts, responses: [0.5] * len(responses)}
+    ppo = make(likely_eos(smallest_policy()), moody, stage, **never_better, **settings)
+    loss, step, now = ppo.loss, ppo.step, [0, 0]
+
+    def counted(minibatch):
+        update = len(ppo.history) + 1
+        now[:] = update, now[1] + 1 if now[0] == update else 1
+        return step(minibatch)
+
+    def spoiled(minibatch):
+        if len(minibatch) > 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        value, metrics = loss(minibatch)
+        return value * (math.nan if tuple(now) in NAN_STEPS else 1.0), metrics
+
+    ppo.step, ppo.loss = counted, spoiled
+    return ppo
+
+
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory):
+    """An eventful run, stopped in the second `train` of its trainer, and the state in its checkpoint."""
+    ppo = eventful(output_dir=str(tmp_path_factory.mktemp("lived")))
+    with pytest.warns(UserWarning, match="out of memory: training now takes 2"):
+        ppo.train(FIVE_PROMPTS, HELD_OUT)
+    ppo.train(FIVE_PROMPTS, HELD_OUT, callback=lambda *_: len(ppo.history) == 5)
+    state, path, _ = checkpoint.load_newest(ppo.checkpoint_dir)
+    assert path.name == checkpoint.name_of(5), "the test needs a checkpoint of where it stopped"
+    return ppo, state
+
+
+PIECES = [  # of a checkpoint
+    "weights/policy", "weights/critic", "frozen", "optimizer/state/step", "optimizer/state/exp_avg",
+    "optimizer/state/exp_avg_sq", "optimizer/param_groups/lr", "schedule", "kl_coef", "generator", "rng/python",
+    "rng/numpy/state/pos", "rng/torch", "prompts", "heldout", "tokenizer", "waiting", "history/values", "evaluations",
+    "samples", "best/score", "best/update", "best/evaluations_since", "skipped/0", "skipped/1", "sizes/0", "sizes/1",
+    "run_id", "run_began", "rewards/reward", "rewards/held-out judge", "replay/prompts", "replay/fields/response_ids",
+    "replay/fields/behaviour_logprobs", "replay/fields/ref_logprobs", "replay/fields/lengths", "replay/fields/ended",
+    "replay/fields/scores", "replay/fields/versions", "replay/fields/reuses", "replay/fields/last_used",
+    "replay/counts", "totals",
+]  # fmt: skip
+CHANGES = {  # into others that are possible too; a number becomes one more, a text is turned round
+    "generator": lambda _: torch.Generator().manual_seed(9).get_state(),
+    "rng/torch": lambda _: torch.Generator().manual_seed(9).get_state(),
+    "rng/python": lambda _: random.Random(9).getstate(),
+    "waiting": lambda waiting: [(number + 1) % len(FIVE_PROMPTS) for number in waiting],
+    "replay/fields/lengths": lambda lengths: lengths.clamp(max=1),
+}
+ELSEWHERE = {  # pieces of which other tests say that they matter
+    "config", "optimizer/param_groups", "scaler", "rng/cuda", "rng/numpy", "history/layouts", "history/which",
+}  # fmt: skip
+
+
+def piece_of(path: str) -> str | None:
+    within = path.replace(".", "/") + "/"
+    return next((name for name in [*PIECES, *ELSEWHERE] if within.startswith(f"{name}/")), None)
+
+
+def items_of(value, path: str):
+    """Key, item and path of each item; what lies in a list is one piece, unless it is a piece by itself."""
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        deeper = f"{path}/{key}".lstrip("/")
+        yield key, item, path if isinstance(key, int) and deeper not in PIECES else deeper
+
+
+def changed(value, name: str, path: str = ""):
+    """`value` with all that belongs to the piece `name` changed."""
+    if name in CHANGES and path == name:
+        return CHANGES[name](value)
+    if isinstance(value, dict):
+        return {key: changed(item, name, deeper) for key, item, deeper in items_of(value, path)}
+    if isinstance(value, (list, tuple)):
+        return type(value)(changed(item, name, deeper) for _, item, deeper in items_of(value, path))
+    if piece_of(path) != name or value is None:
+        return value
+    if isinstance(value, torch.Tensor):
+        return ~value if value.dtype == torch.bool else value + 1
+    return value[::-1] + "x" if isinstance(value, str) else not value if isinstance(value, bool) else value + 1
+
+
+def paths(value, path: str = ""):
+    """The paths of all that is in a state."""
+    if isinstance(value, (dict, list, tuple)):
+        for _, item, deeper in items_of(value, path):
+            yield from paths(item, deeper)
+    else:
+        yield path
+
+
+def end_of(state, folder):
+    """How the run that is resumed from `state` ends: its state then and what was warned of, or why it has none."""
+    checkpoint.save_checkpoint(folder / "checkpoints", 5, state)
+    stirred()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            again = eventful(resume_from_checkpoint=folder)
+            again.train(FIVE_PROMPTS, HELD_OUT)
+        except (CheckpointError, FloatingPointError) as error:
+            return str(error)
+    end = again.state() | {"history": numbers(again.history), "said": [str(warning.message) for warning in said]}
+    del end["config"]["output_dir"]
+    return end
+
+
+@pytest.fixture(scope="module")
+def unchanged(lived, tmp_path_factory):
+    first, second = (end_of(lived[1], tmp_path_factory.mktemp("unchanged")) for _ in range(2))
+    other = [name for name in first if not alike_but_for_nan(first[name], second[name])]
+    told = ", ".join(other)
+    assert not other, f"resumed twice from one checkpoint, a run ends with other {told}: nothing restores it"
+    return first
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_a_resumed_run_depends_on_every_piece_of_its_checkpoint(piece, lived, unchanged, tmp_path):
+    end = end_of(changed(lived[1], piece), tmp_path)
+    alike = not isinstance(end, str) and alike_but_for_nan(end, unchanged)
+    assert not alike, f"with another `{piece}` in its checkpoint a resumed run is the same: nothing restores it"
+
+
+def alike_but_for_nan(mine, other) -> bool:
+    """Whether two nested states are equal; a NaN equals a NaN."""
+    if isinstance(mine, torch.Tensor):
+        return torch.equal(mine.nan_to_num(nan=7.0), other.nan_to_num(nan=7.0))
+    if isinstance(mine, dict):
+        return mine.keys() == other.keys() and all(alike_but_for_nan(mine[key], other[key]) for key in mine)
+    if isinstance(mine, (list, tuple)):
+        return len(mine) == len(other) and all(map(alike_but_for_nan, mine, other))
+    return mine == other or (mine != mine and other != other)
+
+
+# Of a trainer: what its checkpoints hold, and what a resumed one is given or finds out anew.
+HELD = {
+    "policy", "critic", "reference", "optimizer", "schedule", "kl_coef", "generator", "history", "evaluations",
+    "samples", "best", "skipped_steps", "skipped_in_a_row", "micro_batch", "forward_batch", "run_id", "run_began",
+    "batches", "buffer", "totals", "config",
+}  # fmt: skip
+FOUND_ANEW = {
+    "device", "tokenizer", "reward", "eval_reward", "eval_dataset", "accelerator", "jsonl", "decoder", "progress",
+    "owns_output_dir", "resumed_state", "_callback", "_longest", "_last_update", "_too_far", "_run_dir",
+}  # fmt: skip
+
+
+def test_a_checkpoint_holds_everything_that_changes(lived):
+    """Nothing that the trainer carries from update to update is missing from its checkpoints."""
+    ppo, state = lived
+    new = vars(ppo).keys() - HELD - FOUND_ANEW - {"loss", "step"}
+    assert not new, f"a trainer has something new: {new}. Put it into `resume.state_of`, or say that it is found anew"
+    untried = {path for path in paths(state) if piece_of(path) is None}
+    assert not untried, f"a checkpoint has something new: {untried}. Name it in PIECES, so that it is tried"
+    assert set(state["weights"]) == {*(f"policy.{n}" for n, _ in ppo.policy.named_parameters()),
+                                     *(f"critic.{n}" for n, _ in ppo.critic.named_parameters())}  # fmt: skip
+    happened = ppo.skipped_steps, ppo.skipped_in_a_row, ppo.micro_batch.size, ppo.run_began, len(ppo.batches.waiting)
+    assert happened == (2, 1, 2, 6, 1), f"the test needs a run to which something has happened: {happened}"
+
+
+def test_a_checkpoint_that_lacks_a_piece_is_refused(lived, tmp_path):
+    _, state = lived
+    for name in state.keys() - {"heldout", "tokenizer", "run_began"}:  # which checkpoints of earlier versions lack
+        checkpoint.save_checkpoint(tmp_path / name / "checkpoints", 5, {k: v for k, v in state.items() if k != name})
+        with pytest.raises((CheckpointError, KeyError), match=f"{name}|buffer"):
+            eventful(resume_from_checkpoint=tmp_path / name)
 
 
 # deaths
@@ -366,28 +528,53 @@ def test_another_model_is_refused(folder, policy):
         make(policy(), resume_from_checkpoint=folder / "plain", output_dir=None)
 
 
+def with_one_number_changed(name):
+    policy = tiny_policy()
+    with torch.no_grad():
+        policy.get_parameter(name).view(-1)[-1] += 1e-3
+    return policy
+
+
 @pytest.mark.parametrize("run", ["plain", "lora"])
-def test_another_reference_is_refused(folder, run):
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight", "lm_head.weight"])
+def test_another_reference_is_refused(folder, run, name):
     with pytest.raises(CheckpointError, match="the reference is not the one .*: pass the model that the run started"):
-        make(tiny_policy(seed=1), resume_from_checkpoint=folder / run, output_dir=None)
+        make(with_one_number_changed(name), resume_from_checkpoint=folder / run, output_dir=None)
 
 
-def test_another_tokenizer_is_refused(tmp_path):
-    make(tiny_policy(), output_dir=str(tmp_path)).train(PROMPTS)
-    vocabulary = {symbol: 255 - number for symbol, number in byte_tokenizer().get_vocab().items() if number < 256}
+def test_another_tokenizer_is_refused(folder):
+    """Two letters stand for each other."""
+    vocabulary = {symbol: number for symbol, number in byte_tokenizer().get_vocab().items() if number < 256}
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     turned = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.BPE(vocab=vocabulary | {"<eos>": 256, "<pad>": 257}, merges=[])),
         eos_token="<eos>", pad_token="<pad>",
     )  # fmt: skip
     with pytest.raises(CheckpointError, match="the tokenizer is not the one of the run"):
-        make(tiny_policy(), resume_from_checkpoint=tmp_path, tokenizer=turned)
+        make(tiny_policy(), resume_from_checkpoint=folder / "plain", output_dir=None, tokenizer=turned)
 
 
-def test_other_held_out_prompts_are_told(tmp_path):
-    make(output_dir=str(tmp_path), save_every=1).train(PROMPTS, HELD_OUT)
-    again = make(resume_from_checkpoint=tmp_path, total_episodes=16)
+@pytest.mark.parametrize("others", [HELD_OUT[::-1], HELD_OUT[:1], [*HELD_OUT, "more"], None], ids=str)
+def test_other_held_out_prompts_are_told(others, evaluated, tmp_path):
+    again = make(resume_from_checkpoint=evaluated, output_dir=None, total_episodes=8)
     with pytest.warns(UserWarning, match="the held-out prompts are not those that the run had"):
-        again.train(PROMPTS, HELD_OUT[::-1])
+        again.train(PROMPTS, others)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A run of one update with held-out prompts."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    make(output_dir=str(folder), total_episodes=4).train(PROMPTS, HELD_OUT)
+    return folder
+
+
+def test_nothing_else_is_told_of_a_run_that_is_resumed_with_what_it_had(evaluated, folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        make(resume_from_checkpoint=evaluated).train(PROMPTS, HELD_OUT)
+        for run in ("plain", "lora"):
+            make(tiny_policy(), resume_from_checkpoint=folder / run).train(PROMPTS)
 
 
 def test_other_settings_are_used_with_a_warning_and_free_ones_without(folder):
@@ -398,19 +585,6 @@ def test_other_settings_are_used_with_a_warning_and_free_ones_without(folder):
         warnings.simplefilter("error", UserWarning)
         ppo = make(tiny_policy(), resume_from_checkpoint=folder / "plain", output_dir=None, save_every=3, keep_last=7)
     assert (ppo.config.save_every, ppo.config.learning_rate) == (3, 1e-2), "settings are not those of the checkpoint"
-
-
-def test_a_checkpoint_holds_everything_that_changes(tmp_path):
-    """Nothing that the trainer carries from update to update is missing from its checkpoints."""
-    ppo = make(output_dir=str(tmp_path), eval_every=1, **FOUR_UPDATES)
-    ppo.train(PROMPTS, HELD_OUT)
-    state = resume.state_of(ppo)
-    for name in ("weights", "optimizer", "schedule", "kl_coef", "generator", "waiting", "best", "skipped", "sizes"):
-        assert state.get(name) is not None, f"{name} is missing from a checkpoint"
-    assert math.isfinite(state["best"]["score"]), "the best score is not the one of the run"
-    assert set(state["weights"]) == {*(f"policy.{n}" for n, _ in ppo.policy.named_parameters()),
-                                     *(f"critic.{n}" for n, _ in ppo.critic.named_parameters())}  # fmt: skip
-    assert weights(ppo).keys(), "a trainer has weights"
 
 
 def test_a_moved_run_goes_on_where_it_is_now(tmp_path):

@@ -85,7 +85,8 @@ def test_a_save_that_fails_leaves_the_last_one_and_does_not_hide_the_error(tmp_p
     monkeypatch.setattr(ppo, "reward", lambda prompts, responses: 1 / 0)
     with pytest.raises(ValueError, match="the reward raised ZeroDivisionError") as caught:
         ppo.train(PPODataset(PROMPTS))
-    assert "saving the models failed: OSError('no space left on device')" in "".join(caught.value.__notes__)
+    notes = "".join(caught.value.__notes__)
+    assert "saving the models in `output_dir` failed: OSError('no space left on device')" in notes
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
     assert all(torch.equal(kept[name], loaded[name]) for name in kept), "a failed save damaged the model saved before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "metrics.jsonl", "model"]

@@ -1,5 +1,6 @@
 """A run that was interrupted, ended or resumed goes on where it stood, in responses, however memory splits it."""
 
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -8,8 +9,7 @@ import torch
 
 from ppo_lib import ppo, ppo_v1, ppo_v2, worlds
 from ppo_lib.commands.cli import main
-from ppo_lib.models import vocabulary_size
-from ppo_lib.running import memory
+from ppo_lib.running.checkpoint import checkpoints
 from tests.unit.runs_v1 import HELD_OUT, PROMPTS, TINY, assert_same_run, make, vowels, weights
 from tests.unit.tiny import likely_eos, tiny_policy
 
@@ -79,17 +79,89 @@ def test_an_interrupt_before_the_first_update_blocks_nothing(tmp_path):
     assert [row["update"] for row in ppo.evaluations] == [0, 1, 2, 3, 4, 5], "update 0 is evaluated twice"
 
 
+TIMED = {
+    "v0": {},
+    "v1": dict(eval_every=2, save_every=3, keep_last=99, kl_target=0.5, kl_horizon=16),
+    "v2": dict(eval_every=2, save_every=3, keep_last=99, replay_anneal=0.4, max_replay_kl=None, min_ess=0.0),
+}
+
+
 @pytest.mark.parametrize("stage", STAGES)
-def test_after_a_whole_run_another_begins(stage):
-    ppo = trainer(stage, learning_rate=1e-2)
-    ppo.train(PROMPTS)
-    before = weights(ppo)
-    again = ppo.train(PROMPTS)
-    assert [row["update"] for row in again] == [6, 7, 8, 9, 10]
-    assert [row["lr"] for row in again] == [row["lr"] for row in ppo.history[:5]], "another run has no schedule anew"
-    assert any(not torch.equal(before[name], weight) for name, weight in weights(ppo).items()), "it moves nothing"
-    assert ppo.train(PROMPTS, callback=lambda *a: a[2]["update"] == 12)[-1]["update"] == 12
-    assert len(ppo.train(PROMPTS)) == 3, "the third run, interrupted, does not go on"
+def test_each_run_of_a_trainer_has_the_times_of_its_first(stage, tmp_path):
+    """Three runs of five updates; the third is stopped in the middle and gone on with. Held-out scores only fall."""
+    settings = TIMED[stage] and dict(eval_reward=lambda prompts, responses: [-float(len(ppo.history))] * len(responses))
+    ppo = trainer(stage, learning_rate=1e-2, output_dir=str(tmp_path), **TIMED[stage], **settings)
+    data, before = [PROMPTS, HELD_OUT] if TIMED[stage] else [PROMPTS], weights(ppo)
+    stops = {11: lambda *a: a[2]["update"] == 12}
+    for first, last in ((1, 5), (6, 10), (11, 12), (13, 15)):
+        done = [row["update"] for row in ppo.train(*data, callback=stops.get(first))]
+        assert done == [*range(first, last + 1)], f"instead of updates {first} to {last}, {done} are made"
+        assert any(not torch.equal(before[name], weight) for name, weight in weights(ppo).items()), "it moves nothing"
+        before = weights(ppo)
+    rates = [row["lr"] for row in ppo.history]
+    assert rates == rates[:5] * 3, "another run has no schedule of its own"
+    assert [row["episode"] for row in ppo.history] == [4 * n for n in range(1, 16)], "responses are counted from anew"
+    if stage == "v0":
+        return
+    due = [0, 2, 4, 5, 6, 8, 10, 12, 14, 15]
+    assert [row["update"] for row in ppo.evaluations] == due, "another run is not evaluated as often, or not at its end"
+    saved = {int(path.name.removeprefix("update-")) for path in checkpoints(ppo.checkpoint_dir)}
+    assert saved == {0, 2, 3, 5, 6, 9, 10, 12, 15}, "another run does not save as often, or not at its end"
+    assert (ppo.best.update, ppo.best.score) == (2, -1.0), "another run takes a worse score than the best for better"
+    if stage == "v1":
+        for row, after in zip(ppo.history, ppo.history[1:], strict=False):
+            factor = 1 + min(max(row["objective/kl"] / 0.5 - 1, -0.2), 0.2) * 4 / 16
+            price = row["objective/kl_coef"] * factor
+            assert after["objective/kl_coef"] == pytest.approx(price), f"β starts anew in update {after['update']}"
+    else:
+        replayed = [row["replay/sampled"] for row in ppo.history]
+        assert replayed == [0, 4, 4, 2, 0, *[4, 4, 4, 2, 0] * 2], "another run replays or fades at other times"
+        assert int(ppo.buffer.fields["versions"].max()) == 15, "another run dates its responses anew"
+        told = [row["efficiency/generated_responses"] for row in ppo.history]
+        assert told == [4 * n for n in range(1, 16)], "another run counts what was generated anew"
+
+
+# Ctrl-C within an update
+
+
+@pytest.mark.parametrize("stage", ["v1", "v2"])
+@pytest.mark.parametrize("name", ["collect", "score", "estimate", "update", "evaluate_at", "callback"])
+def test_an_interrupt_within_an_update_makes_nothing_twice(name, stage, tmp_path):
+    """In the third of five updates, which brings the best held-out score."""
+    ppo = trainer(stage, output_dir=str(tmp_path), eval_every=1, learning_rate=1e-2)
+    ppo.eval_reward = lambda prompts, responses: [float(len(ppo.history) == 2)] * len(responses)
+    stop, seen = [True], {}
+
+    def interrupted(sound):
+        def work(*arguments):
+            result = sound(*arguments)
+            if stop and len(ppo.history) == (3 if name == "callback" else 2):
+                stop.clear()
+                raise KeyboardInterrupt
+            return result
+
+        return work
+
+    def callback(ppo, rollout, metrics):
+        seen[metrics["update"]] = weights(ppo)
+
+    if name != "callback":
+        setattr(ppo, name, interrupted(getattr(ppo, name)))
+    callback = interrupted(callback) if name == "callback" else callback
+    with pytest.raises(KeyboardInterrupt):
+        ppo.train(PROMPTS, HELD_OUT, callback)
+    ppo.train(PROMPTS, HELD_OUT, callback)
+    where = f"after Ctrl-C at the end of `{name}`"
+    assert [row["update"] for row in ppo.history] == [1, 2, 3, 4, 5], f"{where}, updates are counted otherwise"
+    rates = [row["lr"] for row in ppo.history]
+    assert rates == pytest.approx([1e-2 * n / 5 for n in (5, 4, 3, 2, 1)]), f"{where}, the schedule does not go on"
+    for told in (ppo.evaluations, ppo.samples[:: len(HELD_OUT)]):
+        assert [row["update"] for row in told] == [0, 1, 2, 3, 4, 5], f"{where}, an update is evaluated twice"
+    logged = [json.loads(line)["update"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert logged == [0, 1, 2, 3, 4, 5], f"{where}, an update is logged twice or not at all"
+    kept = weights(make(str(tmp_path / "best")))
+    same = all(torch.equal(weight, kept[name]) for name, weight in seen[3].items())
+    assert ppo.best.update == 3 and same, f"{where}, best/ is not the model of the best score"
 
 
 def test_after_patience_is_out_another_run_has_its_own():
@@ -183,28 +255,6 @@ def test_without_gradients_as_many_are_computed_as_fit():
         ppo.train(PROMPTS, HELD_OUT)
     assert max(sizes) == 8, "a small batch_size makes sampling go one response at a time"
     assert 2 in sizes and 1 not in sizes, "held-out prompts are answered one at a time"
-
-
-def test_forward_sizes_follow_what_a_text_takes():
-    config, policy = make().config, tiny_policy()
-    sizes = [memory.forward_size(config, policy.config, length) for length in (10, 100, 1000, 10**9)]
-    assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 1
-    assert sizes[0] / sizes[1] == pytest.approx(10, rel=0.01), "a text of ten times the tokens takes ten times as much"
-    logits = 4 * 100 * vocabulary_size(policy)
-    assert sizes[1] * logits < memory.FORWARD_BYTES, "the logits alone would not fit"
-    chunked = memory.forward_size(make(logits_chunk=64).config, policy.config, 100)
-    assert chunked > sizes[1], "`logits_chunk` leaves room for more texts"
-
-
-def test_a_size_that_was_halved_stays():
-    fitting = memory.FittingSize("sampling", 4)
-    fitting.aim(64)
-    assert fitting.size == 64
-    fitting.aim(2)
-    assert fitting.size == 4, "it starts below what the settings ask for"
-    fitting.size = 1  # memory ran out
-    fitting.aim(64)
-    assert fitting.size == 1, "what did not fit is tried again"
 
 
 # the bar says what is done

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate.tracking import GeneralTracker
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
 
 from ppo_lib.config import PPOConfigV1
-from ppo_lib.running.trackers import COLUMNS, Console, JSONLines, log_samples, run_facts
+from ppo_lib.running.trackers import COLUMNS, Console, JSONLines, SampleLines, log_samples, run_facts
+from tests.unit.disk import Disk
 from tests.unit.runs_v1 import HELD_OUT, PROMPTS, make, numbers
 
 
@@ -143,6 +145,72 @@ def test_a_resumed_run_goes_on_with_its_logs(tmp_path):
     assert [session["update"] for session in sessions] == [0, 2], "sessions.yaml does not list each session"
 
 
+# trackers that fail
+
+
+class Failing(GeneralTracker):
+    """A tracker that fails in all that it is asked to do."""
+
+    name, requires_logging_directory, tracker = "failing", False, None
+
+    def __init__(self, error: BaseException):
+        super().__init__()
+        self.error, self.asked = error, []
+
+    def log(self, values, step=None, **_):
+        self.asked.append(step)
+        raise self.error
+
+    def finish(self):
+        self.asked.append("finish")
+        raise self.error
+
+
+class Listening(Failing):
+    """One that does not fail."""
+
+    name = "listening"
+
+    def log(self, values, step=None, **_):
+        self.asked.append(step)
+
+    def finish(self):
+        self.asked.append("finish")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("no network is up")])
+def test_a_tracker_that_fails_ends_no_run_and_keeps_nothing_from_the_others(error, tmp_path):
+    ppo, failing, listening = make(output_dir=str(tmp_path), eval_every=1), Failing(error), Listening(error)
+    ppo.accelerator.log_with[:] = [failing, *ppo.accelerator.log_with, listening]
+    with pytest.warns(UserWarning, match=r"the tracker failing of `report_to` failed \(.*[Nn]o .*the run goes on"):
+        ppo.train(PROMPTS, HELD_OUT)
+    assert len(ppo.history) == 3, "a tracker that fails ends the run"
+    for tracker in (failing, listening):
+        assert tracker.asked == [0, 1, 2, 3, "finish"], f"after one failed, the {tracker.name} tracker is not told all"
+    assert [row["update"] for row in rows_of(ppo)] == [0, 1, 2, 3], "after a tracker failed, metrics.jsonl has less"
+
+
+def test_texts_that_a_tracker_does_not_take_end_no_run():
+    board, shown = Tables(), SampleLines()
+    board.add_text = lambda *_: 1 / 0
+    with pytest.warns(UserWarning, match="the tracker tensorboard of `report_to` failed"):
+        log_samples([board, shown], [{"prompt": "a", "sampled": "b"}], 1)
+    assert shown.rows, "after a tracker failed, the next one is shown nothing"
+
+
+class FailingConsole(Failing, Console):
+    """The terminal's end of a pipe is closed."""
+
+
+@pytest.mark.parametrize("tracker", [FailingConsole(BrokenPipeError()), Failing(KeyboardInterrupt())])
+def test_a_reader_that_leaves_and_ctrl_c_are_no_failures_of_a_tracker(tracker):
+    ppo = make()
+    ppo.accelerator.log_with.append(tracker)
+    with pytest.raises(type(tracker.error)):
+        ppo.train(PROMPTS)
+    assert len(ppo.history) == 1, "nobody reads any more, or somebody pressed Ctrl-C, and the run goes on"
+
+
 # JSON lines
 
 
@@ -154,32 +222,10 @@ def test_nan_and_infinity_become_null(tmp_path):
     assert json.loads(text) == {"a": None, "b": None, "c": None, "d": 0.1, "e": "é"}, "a number is changed"
 
 
-class FullDisk:
-    """Stands for `open`: files that are appended to take half of what is written."""
-
-    class Half:
-        def __init__(self, path, mode, **keywords):
-            self.file = open(path, mode, **keywords)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.file.close()
-
-        def write(self, text):
-            self.file.write(text[: len(text) // 2])
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    def __call__(self, path, mode="r", **keywords):
-        return self.Half(path, mode, **keywords) if mode == "a" else open(path, mode, **keywords)
-
-
-def test_lines_that_the_disk_does_not_take_wait_for_it(tmp_path, monkeypatch):
+def test_lines_that_the_disk_does_not_take_wait_for_it(tmp_path):
     log = JSONLines(tmp_path / "log")
     log.log({"update": 1})
-    with monkeypatch.context() as patch:
-        patch.setattr("ppo_lib.running.trackers.open", FullDisk(), raising=False)
+    with Disk(tmp_path, 0, "a full disk"):
         for update in (2, 3):
             with pytest.warns(UserWarning, match="cannot be written .*No space left.*: its lines wait in memory"):
                 log.log({"update": update})
@@ -188,18 +234,26 @@ def test_lines_that_the_disk_does_not_take_wait_for_it(tmp_path, monkeypatch):
     assert [row["update"] for row in lines(tmp_path / "log")] == [1, 2, 3, 4], "lines that had to wait are lost"
 
 
-def test_a_full_disk_does_not_empty_the_log_of_a_resumed_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("fault", ["a full disk", "a refused permission"])
+def test_a_log_that_cannot_be_rewritten_is_not_emptied(fault, tmp_path):
+    (tmp_path / "log").write_text('{"update": 8}\n{"update": 9}\n')
     log = JSONLines(tmp_path / "log")
-    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="its lines wait in memory"):
-        patch.setattr("ppo_lib.running.trackers.open", FullDisk(), raising=False)
+    with Disk(tmp_path, 0, fault), pytest.warns(UserWarning, match="its lines wait in memory"):
         log.rewrite([{"update": 1}, {"update": 2}])
     log.log({"update": 3})
-    assert [row["update"] for row in lines(tmp_path / "log")] == [1, 2, 3], "a full disk empties the log on resuming"
+    assert [row["update"] for row in lines(tmp_path / "log")] == [1, 2, 3], f"{fault} empties the log on resuming"
+
+
+def test_a_log_of_which_the_disk_took_nothing_is_no_run(tmp_path):
+    """An empty file would keep the same command from starting anew."""
+    with Disk(tmp_path, 0, "a full disk"), pytest.warns(UserWarning, match="wait in memory"):
+        JSONLines(tmp_path / "log").log({"update": 1})
+    assert not list(tmp_path.iterdir()), "a full disk leaves an empty log, which is taken for another run's"
 
 
 def test_rewriting_replaces_what_was_there(tmp_path):
     (tmp_path / "log").write_text('{"update": 9}\n{"upd')
-    (tmp_path / ".log").write_text("left by a death")
+    (tmp_path / ".log.part").write_text("left by a death")
     JSONLines(tmp_path / "log").rewrite([{"update": 1}])
     assert lines(tmp_path / "log") == [{"update": 1}], "an old log is not replaced as a whole"
     assert [path.name for path in tmp_path.iterdir()] == ["log"], "rewriting leaves a file behind"

@@ -12,6 +12,7 @@ import torch
 from ppo_lib import worlds
 from ppo_lib.ppo import PPOTrainer as TrainerV0
 from ppo_lib.ppo_v1 import PPOConfigV1, PPOTrainer
+from ppo_lib.running import checkpoint
 from tests.unit.runs_v1 import HELD_OUT, PROMPTS, assert_same_run, estimated, make, make_v0, vowels, weights
 from tests.unit.test_rewards import classifier
 from tests.unit.tiny import tiny_policy
@@ -204,9 +205,9 @@ def test_bad_steps_in_a_row_end_the_run_and_name_the_checkpoint(tmp_path):
 # early stopping and the best model
 
 
-def scored(scores):
-    """A reward for `eval_reward` whose evaluations have these scores, one after another (each asks it twice)."""
-    calls = iter([score for score in scores for _ in range(2)])
+def scored(scores, greedy=None):
+    """A reward for `eval_reward` whose evaluations have these scores, one after another; each is asked for twice."""
+    calls = iter([score for pair in zip(scores, greedy or scores, strict=True) for score in pair])
 
     def reward(prompts, responses):
         return [next(calls)] * len(responses)
@@ -232,13 +233,17 @@ def test_small_gains_do_not_count_as_better():
 
 
 def test_the_best_model_is_kept(tmp_path):
-    seen = {}
-    ppo = make(tiny_policy(), eval_every=1, eval_reward=scored([0, 1, 5, 2]), output_dir=str(tmp_path))
+    """The best of sampled responses, and the first of them: greedy ones are best at update 1, and 5 comes again."""
+    seen, reward = {}, scored([9, 1, 5, 5, 2], [0, 7, 3, 4, 1])
+    ppo = make(tiny_policy(), total_episodes=16, eval_every=1, save_every=1, keep_last=1, eval_reward=reward,
+               output_dir=str(tmp_path))  # fmt: skip
     ppo.train(PROMPTS, HELD_OUT, callback=lambda ppo, rollout, m: seen.update({m["update"]: weights(ppo)}) and None)
+    kept = [path.name for path in checkpoint.checkpoints(ppo.checkpoint_dir)]
+    assert kept == ["update-00000002", "update-00000004"], f"not the best checkpoint and the last are kept: {kept}"
     best = weights(make(str(tmp_path / "best")))
     assert all(torch.equal(best[name], weight) for name, weight in seen[2].items()), "best/ is not the best model"
     last = weights(make(str(tmp_path / "model")))
-    assert all(torch.equal(last[name], weight) for name, weight in seen[3].items()), "model/ is not the last model"
+    assert all(torch.equal(last[name], weight) for name, weight in seen[4].items()), "model/ is not the last model"
 
 
 @pytest.mark.parametrize("settings", [dict(early_stopping_patience=2), dict(lr_scheduler="plateau")])

@@ -38,6 +38,13 @@ def tiny_policy(family: str = "llama", seed: int = 0, vocab_size: int = 258, sha
     return policy
 
 
+def smallest_policy(seed: int = 0):
+    """A random policy that costs next to nothing to make, to train and to save."""
+    torch.manual_seed(seed)
+    shape = {"num_hidden_layers": 1, "num_attention_heads": 1, "hidden_size": 4, "intermediate_size": 4}
+    return AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=258, eos_token_id=256, bos_token_id=None, **shape))
+
+
 def likely_eos(policy, boost: float = 4.0, eos: tuple[int, ...] = (256,)):
     """The same policy with EOS more probable, so that responses end at different lengths."""
     rows = policy.get_output_embeddings()
