@@ -118,7 +118,7 @@ def _at_home(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, str) else value
 
 
-def _no_switch(value):
+def _no_switch(value: Any) -> Any:
     """Python counts `true` as 1, which is not what someone means who writes it for a number."""
     if isinstance(value, bool):
         raise PydanticCustomError("switch", "Input should be a number, not true or false")

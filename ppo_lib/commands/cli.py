@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -449,7 +449,7 @@ def rows_of(run: Path) -> list[dict]:
     return rows
 
 
-def hint(name: str, fault: dict) -> str:
+def hint(name: str, fault: Mapping[str, object]) -> str:
     """For who wrote Python's None in YAML, or a text that YAML takes for something else."""
     if fault["input"] in ("None", "none"):
         return "; nothing is written null"

@@ -267,7 +267,8 @@ class FittingSize:
     """
 
     def __init__(self, name: str, size: int):
-        self.name, self.size, self.at_least, self.aimed = name, size, size, size
+        self.name, self.size, self.at_least = name, size, size
+        self.aimed: int | None = size
 
     @classmethod
     def of(cls, config: PPOConfigV1) -> "FittingSize":
