@@ -147,9 +147,8 @@ def test_a_step_is_recorded_where_there_is_a_gpu_and_weights_can_be_copied(famil
 def test_a_recorded_step_has_room_for_the_longest_text(length, room, places, monkeypatch):
     shapes = []
     monkeypatch.setattr(graphs, "RecordedStep", lambda policy, recorded, rows, places: shapes.append((rows, places)))
-    policy = tiny_policy("llama", max_position_embeddings=512)
     decoder = GraphDecoder.__new__(GraphDecoder)
-    decoder.policy, decoder.attention_mask = policy, torch.ones(5, length)
+    decoder.policy, decoder.attention_mask = tiny_policy(), torch.ones(5, length)
     decoder.make_step(room)
     assert shapes == [(5, places)], f"texts of {length + room} tokens have other than {places} places"
     forget()

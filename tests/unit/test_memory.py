@@ -357,6 +357,7 @@ def test_the_scaler_is_saved_and_restored():
 @pytest.mark.parametrize(("recorded", "tried"), [(False, [13, 6, 3, 1]), (True, [13, 13, 6, 3, 1])])
 def test_what_does_not_fit_is_tried_without_recorded_steps_and_then_in_halves(recorded, tried, monkeypatch):
     sizes, kept = [], [recorded]
+    monkeypatch.setattr(memory, "release_memory", lambda: None)
     monkeypatch.setattr(memory.graphs, "forget", lambda: bool(kept) and kept.pop())
 
     def work(size):
@@ -377,6 +378,7 @@ def test_what_does_not_fit_is_tried_without_recorded_steps_and_then_in_halves(re
 @pytest.mark.parametrize("recorded", [0, 1, 9])
 def test_one_response_that_does_not_fit_is_given_up_after_one_more_try(recorded, monkeypatch):
     sizes, kept = [], [True] * recorded  # steps may be recorded anew in each try
+    monkeypatch.setattr(memory, "release_memory", lambda: None)
     monkeypatch.setattr(memory.graphs, "forget", lambda: bool(kept) and kept.pop())
 
     def work(size):

@@ -292,8 +292,7 @@ def end_of(state, folder):
 def unchanged(lived, tmp_path_factory):
     first, second = (end_of(lived[1], tmp_path_factory.mktemp("unchanged")) for _ in range(2))
     other = [name for name in first if not alike_but_for_nan(first[name], second[name])]
-    told = ", ".join(other)
-    assert not other, f"resumed twice from one checkpoint, a run ends with other {told}: nothing restores it"
+    assert not other, f"resumed twice from one checkpoint, a run ends with other {other}: nothing restores it"
     return first
 
 
@@ -344,8 +343,12 @@ def test_a_checkpoint_that_lacks_a_piece_is_refused(lived, tmp_path):
     _, state = lived
     for name in state.keys() - {"heldout", "tokenizer", "run_began"}:  # which checkpoints of earlier versions lack
         checkpoint.save_checkpoint(tmp_path / name / "checkpoints", 5, {k: v for k, v in state.items() if k != name})
-        with pytest.raises((CheckpointError, KeyError), match=f"{name}|buffer"):
+        try:
             eventful(resume_from_checkpoint=tmp_path / name)
+            said = "nothing"
+        except (CheckpointError, KeyError) as error:
+            said = str(error)
+        assert name in said or "without a buffer" in said, f"of a checkpoint without its `{name}`, {said} is said"
 
 
 # deaths
@@ -556,7 +559,7 @@ def test_another_tokenizer_is_refused(folder):
 
 @pytest.mark.parametrize("others", [HELD_OUT[::-1], HELD_OUT[:1], [*HELD_OUT, "more"], None], ids=str)
 def test_other_held_out_prompts_are_told(others, evaluated, tmp_path):
-    again = make(resume_from_checkpoint=evaluated, output_dir=None, total_episodes=8)
+    again = make(resume_from_checkpoint=evaluated, output_dir=str(tmp_path))
     with pytest.warns(UserWarning, match="the held-out prompts are not those that the run had"):
         again.train(PROMPTS, others)
 
@@ -569,12 +572,12 @@ def evaluated(tmp_path_factory):
     return folder
 
 
-def test_nothing_else_is_told_of_a_run_that_is_resumed_with_what_it_had(evaluated, folder):
+def test_nothing_is_told_of_a_run_that_is_resumed_with_what_it_had(evaluated, folder, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        make(resume_from_checkpoint=evaluated).train(PROMPTS, HELD_OUT)
+        make(resume_from_checkpoint=evaluated, output_dir=str(tmp_path / "evaluated")).train(PROMPTS, HELD_OUT)
         for run in ("plain", "lora"):
-            make(tiny_policy(), resume_from_checkpoint=folder / run).train(PROMPTS)
+            make(tiny_policy(), resume_from_checkpoint=folder / run, output_dir=str(tmp_path / run)).train(PROMPTS)
 
 
 def test_other_settings_are_used_with_a_warning_and_free_ones_without(folder):

@@ -11,7 +11,7 @@ from ppo_lib import ppo, ppo_v1, ppo_v2, worlds
 from ppo_lib.commands.cli import main
 from ppo_lib.running.checkpoint import checkpoints
 from tests.unit.runs_v1 import HELD_OUT, PROMPTS, TINY, assert_same_run, make, vowels, weights
-from tests.unit.tiny import likely_eos, tiny_policy
+from tests.unit.tiny import likely_eos, smallest_policy, tiny_policy
 
 STAGES = {"v0": ppo, "v1": ppo_v1, "v2": SimpleNamespace(PPOTrainer=ppo_v2.PPOTrainerWithReplay)}
 FIVE = dict(batch_size=4, minibatch_size=4, total_episodes=20, num_ppo_epochs=1)
@@ -128,7 +128,7 @@ def test_each_run_of_a_trainer_has_the_times_of_its_first(stage, tmp_path):
 @pytest.mark.parametrize("name", ["collect", "score", "estimate", "update", "evaluate_at", "callback"])
 def test_an_interrupt_within_an_update_makes_nothing_twice(name, stage, tmp_path):
     """In the third of five updates, which brings the best held-out score."""
-    ppo = trainer(stage, output_dir=str(tmp_path), eval_every=1, learning_rate=1e-2)
+    ppo = trainer(stage, policy=smallest_policy(), output_dir=str(tmp_path), eval_every=1, learning_rate=1e-2)
     ppo.eval_reward = lambda prompts, responses: [float(len(ppo.history) == 2)] * len(responses)
     stop, seen = [True], {}
 
