@@ -293,7 +293,7 @@ def test_the_summary_of_a_study(tables, tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"replay    90 %:       2 tokens, 0/2 never, x{to['against_ppo']} against ppo, final 1.000, KL" in out
     row = summary["ablations"]["dense"]["one epoch"]
-    assert "dense {'50': 0.0, '75': 0.5, '90': 0.8, '100': 1.0}" in out, "the thresholds are not printed"
+    assert "dense {'50': 0.0, '75': 0.5, '90': 0.8, '100': 1.0}" in out, "the printed thresholds are others"
     assert f"dense one epoch            5 tokens (full 2), x{row['times_dearer']} dearer" in out
 
 
