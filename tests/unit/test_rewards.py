@@ -58,8 +58,8 @@ def test_a_reward_model_reads_prompt_and_response_with_one_bos_and_no_padding():
             states = model.model(torch.tensor([[bos, *text]])).last_hidden_state
         by_hand = (states[0, -1] @ model.score.weight[0]).item()
         assert score == pytest.approx(by_hand, abs=1e-5), (
-            f"the score of {prompt!r} and {response!r} is not that of the last token of both behind one BOS: it depends "
-            "on padding, on the neighbours, or on one of the texts alone"
+            f"the score of {prompt!r} and {response!r} is not that of the last token of both behind one BOS, but "
+            "of padding or of one of the texts alone, or it depends on the neighbours"
         )
 
 

@@ -164,8 +164,3 @@ def test_policy_and_critic_both_learn():
     still = [name for name, p in ppo.policy.named_parameters() if torch.equal(before[name], p)]
     assert not still, f"the policy never learns: {still} did not move"
     assert [group["lr"] for group in ppo.optimizer.param_groups] == [3e-3], "`learning_rate` is ignored"
-
-
-def test_group_size_repeats_each_prompt():
-    ppo = trainer(batch_size=2, group_size=3, minibatch_size=6, total_episodes=6)
-    assert ppo.collect(["a", "b"]).prompts == ["a", "a", "a", "b", "b", "b"], "a prompt must come group_size times"
