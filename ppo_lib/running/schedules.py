@@ -97,10 +97,11 @@ class Schedule:
         """Multiply the learning rate of this and all later updates by `factor`."""
         for part in self.parts:
             for scheduler in getattr(part, "_schedulers", [part]):
-                if hasattr(scheduler, "base_lrs"):
-                    scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
+                for name in ("base_lrs", "max_lrs"):
+                    if hasattr(scheduler, name):
+                        setattr(scheduler, name, [rate * factor for rate in getattr(scheduler, name)])
         for group in self.parts[0].optimizer.param_groups:
-            for name in ("lr", "initial_lr"):
+            for name in ("lr", "initial_lr", "max_lr", "min_lr"):  # a one-cycle schedule keeps its heights here
                 if name in group:
                     group[name] *= factor
 

@@ -392,6 +392,14 @@ class Buffer:
             self.places[response.place] = response
             self.counts["added"] += 1
 
+    def place(self, held: dict[int, tuple]) -> None:
+        """Put the responses where a buffer has them: by place, what tells one from another."""
+        left, self.places = self.held, [None] * len(self.places)
+        for place, which in held.items():
+            response = next(r for r in left if (r.key, r.update) == which)
+            left.remove(response)
+            response.place, self.places[place] = place, response
+
     def metrics(self, update: int) -> dict[str, float]:
         counts, held = {f"replay/{name}": count for name, count in self.counts.items()}, self.held
         if not held:

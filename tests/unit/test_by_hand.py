@@ -54,7 +54,10 @@ CORRECTIONS = {
         importance_level="sequence", importance_cap=1.3, replay_gains_only=True, replay_spacing=2, replay_sample_size=31
     ),
     "coupled": dict(correction="coupled", second_moment_limit=0.01, replay_priority=0.0),
-    "none": dict(correction="none", replay_recency=None, max_replay_reuse=5, whiten_advantages=False, lora_rank=2),
+    "none": dict(
+        correction="none", replay_recency=None, max_replay_reuse=5, staleness_threshold=4, replay_buffer_size=83,
+        whiten_advantages=False, lora_rank=2,
+    ),
 }
 
 

@@ -521,6 +521,7 @@ def test_a_reward_model_reads_up_to_its_real_context_and_keeps_the_end():
         said = " ".join(str(warning.message) for warning in caught)
         assert f"whose context is {room}: such texts lose their front" in said, "a text is cut, and nothing is said"
         assert torch.equal(cut, judge([""], [end])), "a text that is too long loses its end, which is judged"
+        assert judge.tokenizer.truncation_side == "right", "the tokenizer goes on cutting off fronts"
 
 
 def test_shorter_tokens_of_a_reward_model_do_not_end_a_run():

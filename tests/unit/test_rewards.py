@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from ppo_lib.rewards import RewardError, RewardModel, bradley_terry_loss, score_responses
-from tests.unit.tiny import byte_tokenizer, tiny_policy
+from tests.unit.tiny import bos_tokenizer, byte_tokenizer, tiny_policy
 
 
 def classifier(vocab_size=258, num_labels=1):
@@ -48,19 +48,18 @@ def test_bad_rewards_name_the_prompt(reward, message):
         score_responses(reward, ["first", "second"], ["text", ""])
 
 
-def test_a_reward_model_reads_prompt_and_response_and_no_padding():
-    model, tokenizer = classifier(), byte_tokenizer()
-    reward = RewardModel(model, tokenizer)
-    reward.bind(tiny_policy(), tokenizer)
-    prompts, responses = ["a", "a much longer prompt", "c"], ["b", " and its response", ""]
-    scores = reward(prompts, responses).tolist()
-    for prompt, response, score in zip(prompts, responses, scores, strict=True):
+def test_a_reward_model_reads_prompt_and_response_with_one_bos_and_no_padding():
+    model, tokenizer = classifier(vocab_size=259), bos_tokenizer()
+    reward, bos = RewardModel(model, tokenizer), tokenizer.bos_token_id
+    prompts, responses = ["a", "a much longer prompt", "c", "<bos>a rendered chat"], ["b", " and its response", "", "d"]
+    for prompt, response, score in zip(prompts, responses, reward(prompts, responses).tolist(), strict=True):
+        text = tokenizer(prompt.removeprefix("<bos>") + response, add_special_tokens=False)["input_ids"]
         with torch.no_grad():
-            states = model.model(torch.tensor([tokenizer(prompt + response)["input_ids"]])).last_hidden_state
+            states = model.model(torch.tensor([[bos, *text]])).last_hidden_state
         by_hand = (states[0, -1] @ model.score.weight[0]).item()
         assert score == pytest.approx(by_hand, abs=1e-5), (
-            f"the score of {prompt!r} and {response!r} is not that of the last token of both, but of padding, or of "
-            "one of them alone"
+            f"the score of {prompt!r} and {response!r} is not that of the last token of both behind one BOS, but "
+            "of padding or of one of the texts alone, or it depends on the neighbours"
         )
 
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tokenizers.processors import TemplateProcessing
 
 from ppo_lib.models import Critic, model_inputs
 from ppo_lib.rollout import (
@@ -13,7 +12,7 @@ from ppo_lib.rollout import (
     response_values,
     sample,
 )
-from tests.unit.tiny import FAMILIES, PROMPTS, byte_tokenizer, likely_eos, tiny_policy
+from tests.unit.tiny import FAMILIES, PROMPTS, bos_tokenizer, byte_tokenizer, likely_eos, tiny_policy
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -129,10 +128,8 @@ def test_a_new_critic_says_zero_and_shares_no_weights():
 
 
 def test_bos_is_not_doubled_on_a_rendered_chat():
-    tokenizer = byte_tokenizer()
-    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    tokenizer = bos_tokenizer()
     bos = tokenizer.bos_token_id
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
     text = tokenizer("hi", add_special_tokens=False)["input_ids"]
     tokenizer.chat_template = "{{ bos_token }}{% for message in messages %}{{ message.content }}{% endfor %}"
     rendered = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)

@@ -143,6 +143,27 @@ def test_a_schedule_goes_on_where_it_was_saved(name, kwargs, stop, tmp_path):
     assert run(sgd, schedule, stop) == whole[stop:], f"{name} goes on with other learning rates than the saved one had"
 
 
+CYCLIC = ("CyclicLR", {"base_lr": 0.1, "max_lr": 1.0, "step_size_up": 3, "cycle_momentum": False})
+
+
+@pytest.mark.parametrize("moment", [1, WARMUP, 7])
+@pytest.mark.parametrize(
+    ("name", "kwargs"), [*RESUMED, CYCLIC], ids=[*IDS, "plateau", "one cycle", "warm restarts", "cyclic"]
+)
+def test_a_scaled_schedule_is_lower_at_all_later_updates(name, kwargs, moment):
+    """As where a run is resumed with another learning rate: in the warm-up, at its end and after it."""
+    sgd, whole = optimizer(), rates(name, WARMUP, scores=[1.0] * UPDATES, **kwargs)
+    schedule, found = Schedule(name, sgd, UPDATES, WARMUP, kwargs), []
+    for update in range(UPDATES):
+        if update == moment:
+            schedule.scale(0.25)
+        found.append(sgd.param_groups[0]["lr"])
+        sgd.step()
+        schedule.step(1.0)
+    expected = whole[:moment] + [0.25 * rate for rate in whole[moment:]]
+    assert found == pytest.approx(expected), f"another `learning_rate` does not reach all later updates of {name}"
+
+
 def test_the_schedule_moves_once_an_update():
     ppo = make(lr_scheduler="linear", learning_rate=0.3)
     ppo.train(PROMPTS)

@@ -17,6 +17,7 @@ from ppo_lib.data import PPODataset
 from ppo_lib.models import Critic
 from ppo_lib.ppo import PPOTrainer
 from ppo_lib.rewards import RewardError, RewardModel
+from ppo_lib.rollout import sample
 from tests.unit.test_rewards import classifier
 from tests.unit.tiny import FAMILIES, PROMPTS, byte_tokenizer, likely_eos, tiny_policy
 
@@ -169,6 +170,20 @@ def test_saved_models_load_everywhere(family, tied, tmp_path):
     again = PPOTrainer(str(tmp_path), vowels, tokenizer=own, **SMALL_RUN)
     assert again.generate(PROMPTS, greedy=True) == ppo.generate(PROMPTS, greedy=True), "the loaded policy is another"
     assert torch.equal(again.critic.value_head.weight, ppo.critic.value_head.weight), "the saved critic is not taken up"
+
+
+def test_generate_answers_greedily_or_by_its_seed_alone():
+    ppo = trainer(temperature=0.7)
+    before = ppo.generator.get_state()
+
+    def sampled(**how):
+        return sample(ppo.policy, ppo.tokenizer, PROMPTS, 6, 0.7, **how).responses
+
+    for seed in (0, 3):
+        expected = sampled(generator=torch.Generator().manual_seed(seed))
+        assert ppo.generate(PROMPTS, seed=seed) == expected, f"these are not the responses of seed {seed}"
+    assert ppo.generate(PROMPTS, greedy=True) == sampled(greedy=True) != expected, "`greedy` is ignored"
+    assert torch.equal(ppo.generator.get_state(), before), "`generate` spends random numbers of training"
 
 
 def test_a_reward_model_is_a_reward():

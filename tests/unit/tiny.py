@@ -2,6 +2,7 @@
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
 
 from ppo_lib.rollout import Rollout
@@ -24,6 +25,15 @@ def byte_tokenizer(pad_is_eos: bool = False) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     pad = "<eos>" if pad_is_eos else "<pad>"
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token=pad)
+
+
+def bos_tokenizer() -> PreTrainedTokenizerFast:
+    """`byte_tokenizer` with a BOS before each text."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    template = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = template
+    return tokenizer
 
 
 def tiny_policy(family: str = "llama", seed: int = 0, vocab_size: int = 258, sharpness: float = 4.0, **settings):

@@ -128,6 +128,9 @@ class Twin:
 
     def load(self) -> None:
         """Take over the weights that the trainer has now."""
+        for role in ("policy", "critic", "reference"):
+            if any(module.training for module in getattr(self.trainer, role).modules()):
+                self.fail(f"the {role} is in training mode: with its dropout on, log-probabilities do not compare")
         self.policy.load_state_dict(self.trainer.policy.state_dict())
         self.critic.load_state_dict(self.trainer.critic.state_dict())
 
@@ -397,17 +400,21 @@ class Twin:
 
     def check_held(self) -> None:
         """The trainer's buffer holds what it should, and would draw each response as often as it should."""
-        mine, expected = self.held(), {r.place: (r.key, r.update) for r in self.buffer.held}
-        for key, update in set(mine.values()) - set(expected.values()):
-            why = self.buffer.gone.get((key, update), "never sampled")
+        mine, expected = self.held(), {(r.key, r.update) for r in self.buffer.held}
+        for key, update in set(mine.values()) - expected:
+            why = self.buffer.gone.get((key, update), "none that was sampled")
             self.fail(f"the buffer holds a response of update {update} to {key[0]!r} that is {why}")
-        for key, update in set(expected.values()) - set(mine.values()):
+        for key, update in expected - set(mine.values()):
             self.fail(
                 f"the buffer holds no response of update {update} to {key[0]!r}: it has not expired by "
                 "`staleness_threshold`, was not used up, and is not the oldest, or is kept by `replay_keep_best`"
             )
-        if mine != expected:
-            self.fail("new responses take other places in the buffer than the first free one, or the oldest's")
+        for name, count in self.buffer.counts.items():
+            self.check(f"replay/{name}", self.trainer.buffer.counts[name], count)
+        self.buffer.place(mine)
+        for r in self.buffer.held:
+            if not close(stored := self.trainer.buffer.fields["scores"][r.place].item(), r.score):
+                self.fail(f"the buffer has the score {stored:.6g} for a response whose raw score was {r.score:.6g}")
         if not self.buffer.ready(self.number):
             return
         chances = self.buffer.probabilities(self.number)
