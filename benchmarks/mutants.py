@@ -9,8 +9,8 @@
 The changes are mutmut's. What mutmut leaves out because of how it runs them, decorated functions, fields of classes and
 names of modules, is tried here: a mutant is a whole file, in a copy of the repository, and each runs in a process of
 its own, forked from one that has imported torch and the like. It meets the tests that execute the changed statement,
-the fastest first (those of the module's own test file count as ten times as fast), until one fails or `--seconds` of
-them have passed.
+first the quick ones of the module's own test file, then the others, the fastest first, until one fails or `--seconds`
+of them have passed.
 
 Not mutated: annotations, decorators, docstrings, `__repr__`, what is raised, warned of or printed, help texts, and
 strings with a space in them: they are for people.
@@ -64,6 +64,8 @@ LEFT_OUT = (  # drawing, and chapters' questions, each of which has right and wr
     "lab/plots", "lab/widgets", "lab/microscope", "lab/explorer", "lab/gallery", "lab/token_tree", "lab/speed_figures",
 )  # fmt: skip
 TESTS = ("tests/unit", "tests/proofs")  # those of learning take minutes each
+# These ask for bytes, for seconds, and for a service that other processes have as well.
+TOO_SENSITIVE = "not short_soak and not overhead and not weights_and_biases_reads"
 # Modules that tests of their own hold in seconds, for `make test`.
 QUICK = {
     "losses": ["tests/unit/test_losses.py"],
@@ -319,9 +321,9 @@ class Watch:
     def pytest_runtest_protocol(self, item):
         self.now.write_text(item.nodeid)
         signal.setitimer(signal.ITIMER_PROF, 20 + 10 * (self.order or {}).get(item.nodeid, 100))
-        before = time.process_time()
+        before = sum(os.times()[:4])  # of this process and of those that it has waited for
         told = yield
-        self.seconds[item.nodeid] = round(time.process_time() - before, 3)
+        self.seconds[item.nodeid] = round(sum(os.times()[:4]) - before, 3)
         return told
 
     def pytest_runtest_logreport(self, report):
@@ -337,7 +339,7 @@ class Watch:
 
 def run_pytest(arguments: list[str], *plugins) -> int:
     signal.setitimer(signal.ITIMER_PROF, 120)
-    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0"]
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0", "-k", TOO_SENSITIVE]
     return int(pytest.main([*options, *arguments], plugins=list(plugins)))
 
 
@@ -455,7 +457,7 @@ class Tests:
         by_test, lines = self.lines.get(mutant.module, {}), set(mutant.statement)
         tests = [test for test, numbers in by_test.items() if not mutant.function or lines & numbers]
         own = f"/test_{mutant.module.split('/')[-1]}.py::"
-        return sorted(tests, key=lambda test: (self.seconds[test] * (0.1 if own in test else 1), test))
+        return sorted(tests, key=lambda test: (own not in test or self.seconds[test] > 1, self.seconds[test], test))
 
     def within(self, mutant: Mutant, seconds: float) -> dict[str, float]:
         """The first of them, with their seconds, until so many have passed."""
@@ -471,21 +473,24 @@ class Tests:
         return digest(*tests, *(self.digests[file] for file in sorted({test.split("::")[0] for test in tests})))
 
 
-def attempt(arguments: list[str], order: dict[str, float] | None = None) -> dict:
-    """Run tests until one fails: which, and what it says."""
-    watch = Watch(order)
-    run_pytest(["-x", *arguments], watch)
-    if not watch.failed and not watch.seconds:
-        raise RuntimeError("no test was run")
-    test, message = next(iter(watch.failed.items()), (None, ""))
-    said = [line[2:].strip() for line in message.splitlines() if line.startswith("E ")] or message.splitlines()
-    return {"killed_by": test, "message": said[0][:200] if said else ""}
+def attempt(*portions: tuple[list[str], dict[str, float] | None]) -> dict:
+    """Run tests until one fails: which, and what it says. A portion is what pytest is told, and an order of tests."""
+    for arguments, order in portions:
+        watch = Watch(order)
+        run_pytest(["-x", *arguments], watch)
+        if watch.failed:
+            test, message = next(iter(watch.failed.items()))
+            said = [line[2:].strip() for line in message.splitlines() if line.startswith("E ")] or message.splitlines()
+            return {"killed_by": test, "message": said[0][:200] if said else ""}
+        if not watch.seconds:
+            raise RuntimeError("no test was run")
+    return {"killed_by": None}
 
 
 def warm(names: Iterable[str]) -> None:
-    """Import here what the tests will need of other packages, so that no fork has to."""
+    """Import here what the tests will need of other packages, so that no fork has to; wandb's service survives none."""
     for name in names:
-        if name.split(".")[0] not in ("ppo_lib", "tests") and not hasattr(sys.modules.get(name), "__file__"):
+        if name.split(".")[0] not in ("ppo_lib", "tests", "wandb") and not hasattr(sys.modules.get(name), "__file__"):
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
 
@@ -538,7 +543,13 @@ def run(names: list[str], sample: int | None, seconds: float, copies: list[str])
 
 
 def trial(order: dict[str, float]) -> Callable[[], dict]:
-    return functools.partial(attempt, list(dict.fromkeys(test.split("::")[0] for test in order)), order)
+    """The tests of the first one's file alone, then the others, so that few files are read where that is enough."""
+    first = next(iter(order)).split("::")[0]
+    parts = {}
+    for test, seconds in order.items():
+        parts.setdefault(test.startswith(f"{first}::"), {})[test] = seconds
+    files = ((list(dict.fromkeys(test.split("::")[0] for test in part)), part) for part in parts.values())
+    return functools.partial(attempt, *files)
 
 
 def check_unchanged(controls: list[Job], copies: list[str]) -> None:
@@ -634,12 +645,12 @@ def few(count: int = 4) -> list[str]:
     drawn = sorted(everyone, key=lambda mutant: digest("few", mutant.key))[: 4 * count]
     drawn = [mutant for mutant in drawn if tuple(mutant.place.values()) not in known][:count]
     jobs = [
-        Job(each, functools.partial(attempt, QUICK[each.module]), f"ppo_lib/{each.module}.py", each.source)
+        Job(each, functools.partial(attempt, (QUICK[each.module], None)), f"ppo_lib/{each.module}.py", each.source)
         for each in drawn
     ]
     families = (f"transformers.models.{name}.modeling_{name}" for name in ("llama", "gpt2", "qwen2"))
     warm(["hypothesis", "scipy.stats", "transformers", *families])
-    check_unchanged([Job(drawn[0], functools.partial(attempt, QUICK[drawn[0].module]))], ["few"])
+    check_unchanged([Job(drawn[0], functools.partial(attempt, (QUICK[drawn[0].module], None)))], ["few"])
     told = []
     for job, came_out, _ in in_processes(jobs, ["few"]):
         mutant = job.subject
@@ -659,7 +670,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sample", type=int, help="mutants of a module, the same number of each")
     parser.add_argument("--seconds", type=float, default=40, help="of tests that a mutant meets; 40 by default")
     parser.add_argument("--workers", type=int, default=2)
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     names = given.modules or modules()
     if given.what == "run":
         run(names, given.sample, given.seconds, [f"copy{number}" for number in range(given.workers)])
