@@ -400,7 +400,7 @@ class ReplayConfig(PPOConfigV1):
             raise ValueError(
                 f"`replay_keep_best`={kept} of `replay_buffer_size`={size} is less than one response: raise either"
             )
-        if self.replay_spacing >= self.staleness_threshold:
+        if self.replay_spacing > self.staleness_threshold:
             raise ValueError(
                 f"with `replay_spacing`={self.replay_spacing} a response expires before it may be replayed: lower it, "
                 f"or raise `staleness_threshold`={self.staleness_threshold}"

@@ -93,6 +93,8 @@ def test_each_equivalent_is_argued_and_survived(program):
 
 
 def test_the_stored_counts_are_those_of_the_stored_survivors(program):
+    if not (program.FOLDER / "summary.json").exists():
+        pytest.skip("no run of all mutants is stored")
     summary = json.loads((program.FOLDER / "summary.json").read_text("utf8"))
     argued = {(entry["module"], entry["in"], entry["change"]) for entry in program.equivalents()}
     for row in summary["modules"]:

@@ -111,7 +111,7 @@ BUGS = [
         test_rollout.test_mask_holds_the_eos_and_nothing_after_it, "the mask loses the EOS"),
     Bug("sampling goes on after EOS", rollout.sample, "& (token[:, None] != eos).all(dim=1)",
         "& True",
-        test_rollout.test_mask_holds_the_eos_and_nothing_after_it, "goes on after EOS"),
+        test_rollout.test_mask_holds_the_eos_and_nothing_after_it, "does not end a response"),
     Bug("value after the token", rollout.response_values, "prompt_ids.shape[1] - 1 :",
         "prompt_ids.shape[1] :",
         test_rollout.test_values_belong_to_the_state_before_each_token, "values do not start before token 0"),

@@ -109,7 +109,7 @@ BUGS = [
         test_speed_settings.test_a_critic_of_another_trunk_starts_anew, "read another trunk's states was taken over"),
     Bug("temperature forgotten in chunks", memory.token_predictions, "/ temperature", "/ 1.1",
         CHUNKS, "chunks change the reference's log-probabilities"),
-    Bug("no gradient for the entropy", memory.token_predictions, "entropy_gradient and torch.is_grad_enabled()",
+    Bug("no gradient for the entropy", rollout.predictions_of, "entropy_gradient and torch.is_grad_enabled()",
         "False",
         CHUNKS, "chunks change the gradient of"),
     Bug("chunks that are whole", memory.token_predictions, "if chunk is None:", "if True:",

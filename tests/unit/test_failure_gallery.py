@@ -181,7 +181,7 @@ def test_what_captions_and_page_say_beyond_the_signs():
 
 def test_the_page_shows_every_fault_under_its_title():
     parts = [part.split("\n", 1) for part in FAULTS.split("\n### ")[1:]]
-    sections = {title: re.search(r"ppo_lib\.gallery\.figure (\w+)", text)[1] for title, text in parts}
+    sections = {title: re.search(r"ppo_lib\.lab\.gallery\.figure (\w+)", text)[1] for title, text in parts}
     shown = {name: title for title, name in sections.items()}
     assert shown == {name: fault.title for name, fault in gallery.FAULTS.items()}
     for title, name in sections.items():
