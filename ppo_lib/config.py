@@ -29,13 +29,12 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts in quotes what `_Loader` would take for a number."""
+    """Puts a text in quotes that `_Loader` would take for a number."""
 
 
-for _end in (_Loader, _Dumper):
-    _end.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-    )
+EXPONENT = "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+_Loader.add_implicit_resolver(*EXPONENT)
+_Dumper.add_implicit_resolver(*EXPONENT)
 
 
 def read_yaml(text: str) -> Any:

@@ -141,7 +141,7 @@ def replay_keep_best(begin):
 
 def replay_spacing(begin):
     for spacing in (3, 0):
-        used = uses(begin(replay_spacing=spacing, replay_sample_size=16, total_episodes=36)).values()
+        used = uses(begin(replay_spacing=spacing, replay_sample_size=16, total_episodes=28)).values()
         rest = min(later - earlier for updates in used for earlier, later in pairwise(updates))
         assert rest == max(spacing, 1), f"`replay_spacing`={spacing}, and a response is used again after {rest} updates"
 
