@@ -228,9 +228,13 @@ def copy_of_the_repository(name: str) -> Path:
     return folder
 
 
-def in_processes(jobs: Iterable[Job], copies: list[str], patience: float = 600) -> Iterator[tuple[Job, dict, float]]:
-    """Yield each job, its result and its CPU seconds; of a process that dies or falls silent, the test it was in."""
+def in_processes(jobs: Iterable[Job], copies: list[str], patience: int = 30_000) -> Iterator[tuple[Job, dict, float]]:
+    """Yield each job, its result and its CPU seconds; of a process that dies or falls silent, the test it was in.
+
+    Silence is counted in looks, fifty a second: seconds also pass while this process is stopped.
+    """
     jobs, free, running = iter(jobs), [copy_of_the_repository(name) for name in copies], {}
+    silent = Counter()
     try:
         while True:
             while free and (job := next(jobs, None)):
@@ -247,10 +251,12 @@ def in_processes(jobs: Iterable[Job], copies: list[str], patience: float = 600) 
                 running[pid] = job, folder
             if not running:
                 return
-            pid, _, usage = os.wait4(-1, os.WNOHANG)
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
             if not pid:
                 for quiet, (_, folder) in running.items():
-                    if time.time() - (folder.parent / f"{folder.name}-now").stat().st_mtime > patience:
+                    silent[quiet, (folder.parent / f"{folder.name}-now").stat().st_mtime_ns] += 1
+                for (quiet, _), looks in silent.items():
+                    if quiet in running and looks > patience:
                         kill_group(quiet)
                 time.sleep(0.02)
                 continue
@@ -260,7 +266,10 @@ def in_processes(jobs: Iterable[Job], copies: list[str], patience: float = 600) 
                 shutil.copy2(ROOT / job.path, folder / job.path)
             free.append(folder)
             told, now = ((folder.parent / f"{folder.name}-{name}").read_text() for name in ("result.json", "now"))
-            told = json.loads(told) if told else {"died_in": now or "its import"}
+            if not told:
+                reason = signal.Signals(status & 127).name if status & 127 else "an exit"
+                told = json.dumps({"died_in": now or "its import", "message": f"the process ended by {reason}"})
+            told = json.loads(told)
             if "error" in told:
                 raise RuntimeError(f"{job.subject} could not be tried: {told['error']}")
             yield job, told, usage.ru_utime + usage.ru_stime
@@ -421,7 +430,7 @@ def measure(file: str) -> dict:
         "seconds": {test: watch.seconds[test] for test in passed},
         "lines": {test: lines.get(test, {}) for test in passed},
         "failed": watch.failed,
-        "imported": sorted(name for name, module in sys.modules.items() if getattr(module, "__spec__", None)),
+        "imported": sorted(name for name, module in sys.modules.items() if is_installed(module)),
     }
 
 
@@ -487,12 +496,17 @@ def attempt(*portions: tuple[list[str], dict[str, float] | None]) -> dict:
     return {"killed_by": None}
 
 
+def is_installed(module) -> bool:
+    """Whether it is of another package, and can be used by a fork of the process that imported it; wandb cannot."""
+    file = getattr(module, "__file__", None) or ""
+    return "site-packages" in file and "/wandb/" not in file
+
+
 def warm(names: Iterable[str]) -> None:
-    """Import here what the tests will need of other packages, so that no fork has to; wandb's service survives none."""
+    """Import here what the tests will need of other packages, so that no fork has to."""
     for name in names:
-        if name.split(".")[0] not in ("ppo_lib", "tests", "wandb") and not hasattr(sys.modules.get(name), "__file__"):
-            with contextlib.suppress(Exception):
-                importlib.import_module(name)
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
 
 
 # The run and its tables.
