@@ -207,10 +207,11 @@ def test_early_stopping_waits_for_its_patience():
 def test_small_gains_do_not_count_as_better():
     ppo = make(
         total_episodes=40, eval_every=1, early_stopping_patience=2, early_stopping_min_delta=0.5,
-        eval_reward=scored([0, 1, 1.4, 1.5, 1.5, 1.5]),
+        eval_reward=scored([0, 4, 4.4, 4.6, 4.7, 5]),
     )  # fmt: skip
     ppo.train(PROMPTS, HELD_OUT)
-    assert len(ppo.history) == 3 and ppo.best.update == 1, "`early_stopping_min_delta` is ignored"
+    assert ppo.best.update <= 3, "`early_stopping_min_delta` is ignored"
+    assert len(ppo.history) == 5 and ppo.best.update == 3, "a score that beats the best by 0.6 is not better by 0.5"
 
 
 def test_the_best_model_is_kept(tmp_path):
@@ -225,6 +226,13 @@ def test_the_best_model_is_kept(tmp_path):
     assert all(torch.equal(best[name], weight) for name, weight in seen[2].items()), "best/ is not the best model"
     last = weights(make(str(tmp_path / "model")))
     assert all(torch.equal(last[name], weight) for name, weight in seen[4].items()), "model/ is not the last model"
+
+
+def test_held_out_prompts_without_room_are_refused_before_anything_is_done(tmp_path):
+    ppo = make(output_dir=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="prompt 1 has 61 tokens; with `max_new_tokens`=4 .* context of 64"):
+        ppo.train(PROMPTS, ["fine", "x" * 61])
+    assert not (tmp_path / "run").exists(), "the run begins, and fails at its first evaluation"
 
 
 @pytest.mark.parametrize("settings", [dict(early_stopping_patience=2), dict(lr_scheduler="plateau")])
