@@ -47,39 +47,40 @@ def chosen(explorer, which):
     return {"minimum": [0, 0, 0, 0], "default": list(explorer.positions), "maximum": highest}[which]
 
 
-ONE = {
+TWO = {
     "sliders": {
-        "replay_buffer_size": [40], "replay_sample_size": [8], "max_replay_reuse": [2], "staleness_threshold": [4],
+        "replay_buffer_size": [40, 80], "replay_sample_size": [8], "max_replay_reuse": [2], "staleness_threshold": [4],
     },
     "fixed": {"batch_size": 8, "learning_rate": 1e-3},
     "episodes": 96,
 }  # fmt: skip
 ON_POLICY = {  # seed: objectives, tokens between evaluations; starts −3, −1, −8 and ends 1, 3, 8
-    1: ([-3, -1, 1, 1, 1, 1], 100), 2: ([-1, -1, -1, 3, 3, 3], 120), 3: ([-8, -8, 8, 8, 8, 8], 90),
+    1: ([-3, -1, 1, 1, 2, 0], 100), 2: ([-1, -1, -1, 3, 3, 3], 120), 3: ([-8, -8, 8, 8, 9, 7], 90),
 }  # fmt: skip
-REPLAYED = {2: ([-1, -1, 2, 4, 4, 4], 80), 1: ([-3, 1, 1, 3, 3, 3], 50), 9: ([100] * 6, 1)}
+REPLAYED = {2: ([-1, -1, 2, 4, 4, 4], 80), 1: ([-3, 1, 1, 3, 4, 2], 50), 9: ([100] * 6, 1)}
+LONGER = {seed: (objectives, 4 * every) for seed, (objectives, every) in REPLAYED.items()}
 
 
-def one_point():
-    """An explorer of a single setting, whose runs differ in everything, beside on-policy PPO."""
+def two_points():
+    """An explorer of two settings, whose runs differ in everything, beside on-policy PPO."""
     rows = []
-    for place, runs in (((0, 0, 0, 0), ON_POLICY), ((40, 8, 2, 4), REPLAYED)):
+    for place, runs in (((0, 0, 0, 0), ON_POLICY), ((40, 8, 2, 4), REPLAYED), ((80, 8, 2, 4), LONGER)):
         for seed, (objectives, every) in runs.items():
             for n, objective in enumerate(objectives):
                 row = {"seed": float(seed), "tokens": every * n, "objective": objective, "reuse": seed + 0.3337 * n}
                 row |= {"ess": seed / 10 + n / 100, "age": seed * n, "held": 10 * seed * n}
-                rows.append(dict(zip(ONE["sliders"], place, strict=True)) | row)
-    return ReplayExplorer(rows, ONE, caption="c")
+                rows.append(dict(zip(TWO["sliders"], place, strict=True)) | row)
+    return ReplayExplorer(rows, TWO, start={"replay_buffer_size": 40}, caption="c")
 
 
 def test_thresholds_are_shares_of_what_on_policy_ppo_gains_from_its_start():
     """From −4 to 4 on average (medians: −3 and 3)."""
-    assert one_point().levels == pytest.approx([0, 2, 3.2]), "not mean start + share of (mean end − mean start)"
+    assert two_points().levels == pytest.approx([0, 2, 3.2]), "not mean start + share of (mean end − mean start)"
 
 
 def test_costs_of_a_point_are_compared_on_common_seeds_as_far_as_the_shortest_run():
     """Seeds 1 and 2 are common; their shortest run has 250 tokens."""
-    explorer = one_point()
+    explorer = two_points()
     until, own = explorer.grid["points"][0]["until"], explorer.grid["baseline"]["until"]
     assert [row["tokens"] for row in until] == [105, 155, 245], "not mean costs, a run that never holds at its end"
     assert [row["never"] for row in until] == [0, 0, 1] and {row["runs"] for row in until} == {2}
@@ -89,14 +90,16 @@ def test_costs_of_a_point_are_compared_on_common_seeds_as_far_as_the_shortest_ru
         expected = [float(f"{number:.4g}") for number in ratio_interval(theirs, ours)]
         assert row["ratio"] == expected, "not on-policy PPO's tokens over the point's, both cut off at the shortest run"
     assert {tuple(row["ratio"]) for row in own} == {(1, 1, 1)}, "on-policy PPO is not as good as itself"
+    longer = explorer.grid["points"][1]["until"][0]["ratio"][0]  # here PPO's run of 500 tokens is the shortest
+    assert longer == pytest.approx((200 + 360) / (200 + 500), abs=1e-3), "the shortest run is not looked for in PPO's"
 
 
 def test_a_point_shows_mean_and_range_of_its_runs():
-    explorer = one_point()
+    explorer = two_points()
     point, baseline = explorer.grid["points"][0], explorer.grid["baseline"]
     assert point["tokens"] == [0, 65, 130, 195, 260, 325], "not the mean tokens of the runs on common seeds"
-    assert point["objective"] == [-2, 0, 1.5, 3.5, 3.5, 3.5], "the curve is not the mean of the runs"
-    assert point["low"] == [-3, -1, 1, 3, 3, 3] and point["high"] == [-1, 1, 2, 4, 4, 4], "not lowest and highest"
+    assert point["objective"] == [-2, 0, 1.5, 3.5, 4, 3], "the curve is not the mean of the runs"
+    assert point["low"] == [-3, -1, 1, 3, 4, 2] and point["high"] == [-1, 1, 2, 4, 4, 4], "not lowest and highest"
     assert (point["final"], baseline["final"]) == (3.5, 4), "the end is not the mean of the last three evaluations"
     assert point["reuse"] == 3.17, "reuse is not that of the end"
     assert point["ess"] == [0.16, 0.17, 0.18, 0.19, 0.2], "not the mean ESS from the first update on"
@@ -107,7 +110,7 @@ def test_a_point_shows_mean_and_range_of_its_runs():
 
 
 def test_an_own_run_is_shown_like_the_stored_ones(monkeypatch):
-    explorer, asked = one_point(), []
+    explorer, asked = two_points(), []
     curve = [
         {"responses": 32 * n, "tokens": 7 * n, "objective": v, "ess": 1 - n / 3, "age": 2 * n, "held": 3 * n}
         for n, v in enumerate([-4, 1, 1, 1, 0])

@@ -26,6 +26,28 @@ def program(monkeypatch):
     return importlib.import_module("failure_gallery")
 
 
+def test_a_phase_sums_up_a_run_in_one_number():
+    run = [{"objective/kl": value} for value in (3.0, -1, math.nan, 4, 1, 5, 9, 2, 6)]
+    expected = {
+        gallery.FIRST: 3, gallery.MEAN: 29 / 8, gallery.LAST: 23 / 5, gallery.HIGHEST: 9, gallery.LOWEST: -1,
+        gallery.JITTER: 31 / 7,
+    }  # fmt: skip
+    found = {phase: gallery.Sign("objective/kl", phase).value(run) for phase in gallery.PHASES}
+    assert found == pytest.approx(expected), "a phase is not what it is called, or NaN is not left out"
+    assert gallery.Sign("objective/kl", gallery.LAST, below=-0.12345).text() == (
+        "KL to the reference in the last 5 updates below −0.123"
+    )
+
+
+def test_stored_rows_become_runs_by_seed_with_the_gap(monkeypatch):
+    names = ("objective/rlhf_reward", "objective/scores", "objective/non_score_reward")
+    rows = [{"seed": seed, **dict(zip(names, (9.0, 4.0, 2.0 + seed), strict=True))} for seed in (1, 0, 1)]
+    monkeypatch.setattr(gallery, "load", {"failure_gallery/kl_sign.csv": rows}.__getitem__)
+    assert [[row["gap"] for row in run] for run in gallery.runs("kl_sign")] == [[3], [2, 2]], (
+        "not a run for each seed, or the gap is not reward − score − penalty"
+    )
+
+
 @pytest.mark.parametrize("name", gallery.FAULTS)
 def test_every_sign_is_in_the_faulty_runs_and_in_no_healthy_one(name):
     fault = gallery.FAULTS[name]
@@ -47,28 +69,6 @@ def test_a_sign_has_one_bound_and_can_fail():
     assert above.holds(run) and not above.holds(run[:2]), "NaN must be left out, and 0.5 is not above 1.9"
     jumps = gallery.Sign("objective/kl", "from update to update", below=2.0)
     assert jumps.value(run) == 2.5 and not jumps.holds(run)
-
-
-def test_a_phase_sums_up_a_run_in_one_number():
-    run = [{"objective/kl": value} for value in (3.0, -1, math.nan, 4, 1, 5, 9, 2, 6)]
-    expected = {
-        gallery.FIRST: 3, gallery.MEAN: 29 / 8, gallery.LAST: 23 / 5, gallery.HIGHEST: 9, gallery.LOWEST: -1,
-        gallery.JITTER: 31 / 7,
-    }  # fmt: skip
-    found = {phase: gallery.Sign("objective/kl", phase).value(run) for phase in gallery.PHASES}
-    assert found == pytest.approx(expected), "NaN must be left out, and the phase is another"
-    assert gallery.Sign("objective/kl", gallery.LAST, below=-0.12345).text() == (
-        "KL to the reference in the last 5 updates below −0.123"
-    )
-
-
-def test_stored_rows_become_runs_by_seed_with_the_gap(monkeypatch):
-    names = ("objective/rlhf_reward", "objective/scores", "objective/non_score_reward")
-    rows = [{"seed": seed, **dict(zip(names, (9.0, 4.0, 2.0 + seed), strict=True))} for seed in (1, 0, 1)]
-    monkeypatch.setattr(gallery, "load", {"failure_gallery/kl_sign.csv": rows}.__getitem__)
-    assert [[row["gap"] for row in run] for run in gallery.runs("kl_sign")] == [[3], [2, 2]], (
-        "not a run for each seed, or the gap is not reward − score − penalty"
-    )
 
 
 def test_a_figure_s_text_has_the_range_of_each_kind(monkeypatch):

@@ -60,7 +60,7 @@ OPTIONS = SimpleNamespace(models=["tiny"], rounds=2, before="abc")
 
 def test_a_spread_is_median_and_range(speed):
     assert speed.spread([5.0, 1.0, 2.0, 10.0]) == {"median": 3.5, "range": [1, 10], "n": 4}, (
-        "not the median, or the mean"
+        "not the median and the range"
     )
     assert speed.rounded({"a": [1234.56, {"b": 0.000123456}], "n": 12345, "s": "x"}) == {
         "a": [1235.0, {"b": 0.0001235}], "n": 12345, "s": "x",
@@ -85,7 +85,7 @@ def test_contestants_take_turns_in_new_orders(speed):
 
 
 def test_ratios_are_those_of_the_same_round(speed):
-    found = speed.against_generate({"generate": [5.0, 10.0, 40.0], "ours": [10.0, 40.0, 50.0]})
+    found = speed.against_generate({"generate": [10.0, 5.0, 40.0], "ours": [40.0, 10.0, 50.0]})
     assert found["ratios"]["ours"] == {"median": 2, "range": [1.25, 4], "n": 3}, (
         "not the median of the rounds' ratios to generate (that of the rates is 4)"
     )
