@@ -15,7 +15,7 @@ import pytest
 import torch
 import wandb
 
-from ppo_lib import ppo, ppo_v1, ppo_v2
+from ppo_lib import ppo, ppo_v1, ppo_v2, worlds
 from ppo_lib.commands import cli
 from ppo_lib.data import as_dataset
 from ppo_lib.losses import entropy_of
@@ -403,13 +403,17 @@ def file_of(begin, *prompts) -> Path:
 
 
 def train_prompts(begin):
-    _, prompts, _ = begin.on_the_command_line(train_prompts=file_of(begin, "We saw", "Ok"))
+    _, prompts, heldout = begin.on_the_command_line(train_prompts=file_of(begin, "We saw", "Ok"))
     assert prompts == ["We saw", "Ok"], f"`train_prompts` names other prompts than {prompts}"
+    own = None if begin.before else worlds.load("reviews").heldout_prompts
+    assert heldout == own, f"`train_prompts` changes the held-out prompts to {heldout}"
 
 
 def eval_prompts(begin):
     _, prompts, heldout = begin.on_the_command_line(eval_prompts=file_of(begin, "We saw", "Ok"))
-    assert heldout == ["We saw", "Ok"] != prompts, f"`eval_prompts` names other prompts than {heldout}"
+    assert heldout == ["We saw", "Ok"], f"`eval_prompts` names other prompts than {heldout}"
+    own = PROMPTS if begin.before else worlds.load("reviews").prompts
+    assert prompts == own, f"`eval_prompts` changes the prompts that are trained on to {prompts}"
 
 
 def reward_model(begin):

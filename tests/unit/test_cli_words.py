@@ -252,11 +252,11 @@ def train_dry_run(tell):
 
 
 def train_samples(tell):
-    said = tell("train run.yaml --set output_dir=sampled --samples 2 --set 'report_to=[console]'").splitlines()
+    said = tell("train run.yaml --set output_dir=sampled --samples 3 --set 'report_to=[console]'").splitlines()
     lines = [line for line in said if "held out" in line and "→" in line]
-    assert [line.split()[0] for line in lines] == ["0", "0", "2", "2", "3", "3"], "not 2 samples at each evaluation"
+    assert [line.split()[0] for line in lines] == [*"000222333"], f"--samples 3, and these are shown: {lines}"
     assert "'The film was' → '" in lines[0] and "'I think' → '" in lines[1], "samples are of other prompts"
-    assert said.index(lines[2]) == 1 + next(i for i, line in enumerate(said) if line.split()[:2] == ["2", "8"]), "below"
+    assert said.index(lines[3]) == 1 + next(i for i, line in enumerate(said) if line.split()[:2] == ["2", "8"]), "below"
     assert "→" not in tell("train run.yaml --set output_dir=null"), "samples are shown that nobody asked for"
 
 
@@ -283,6 +283,9 @@ def settings_of(command):
 def eval_set(tell):
     judged = json.loads(tell("eval runs/first --json --set max_new_tokens=1"))["metrics"]
     assert judged["eval/length"] == 1, f"eval --set max_new_tokens=1 is ignored: {judged}"
+    drawn = {tuple(row["sampled"] for row in json.loads(tell(f"eval runs/first --json --set seed={n}"))["samples"])
+             for n in (0, 7, 7)}  # fmt: skip
+    assert len(drawn) == 2, f"eval --set seed is ignored: {drawn}"
 
 
 def reward_of(command, option, *trained_on_and_judge):
@@ -341,11 +344,17 @@ def debug(command):
     return shown
 
 
+def train_reward(tell):
+    reward_of("train run.yaml", "--reward", "length", "length")(tell)
+    trainer, *_ = trained("train run.yaml --reward judge.py:length --set reward_model=nowhere")
+    assert trainer.reward.__name__ == "length", "`reward_model` goes over --reward"
+
+
 GO_ON = "resume runs/first --set total_episodes=16"
 OPTIONS = {
     "train config": train_config, "train preset": train_preset, "train replay": train_replay,
     "train dry_run": train_dry_run, "train samples": train_samples, "train set": settings_of("train run.yaml"),
-    "train reward": reward_of("train run.yaml", "--reward", "length", "length"),
+    "train reward": train_reward,
     "train eval_reward": reward_of("train run.yaml", "--eval-reward", "gold_reward", "length"),
     "resume run": resume_run, "resume samples": resume_samples, "resume set": settings_of(GO_ON),
     "resume reward": reward_of(GO_ON, "--reward", "length", "length"),
@@ -363,6 +372,14 @@ OPTIONS = {
 def test_every_option_does_something(option, work, capsys):
     assert option in OPTIONS, f"nothing shows that the option of `{option}` does anything: add a function to OPTIONS"
     OPTIONS[option](lambda line, code=0: told(capsys, line, code))
+
+
+def test_a_run_has_a_folder_of_its_own_and_on_a_terminal_a_table_unless_told_otherwise(work):
+    with mock.patch.object(sys.stdout, "isatty", return_value=True):
+        plain, told_otherwise = trained("train")[0], trained("train --set report_to=[] --set output_dir=mine")[0]
+    assert (plain.config.report_to, told_otherwise.config.report_to) == (["console"], []), "`report_to` on a terminal"
+    assert Path(plain.config.output_dir).parent.name == "runs" and told_otherwise.config.output_dir == "mine"
+    assert trained("train")[0].config.report_to == [], "a table is printed where nobody reads it"
 
 
 # settings

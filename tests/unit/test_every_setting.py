@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import warnings
 from inspect import isfunction, signature
 from pathlib import Path
 
@@ -79,9 +81,7 @@ def elsewhere(tmp_path, monkeypatch):
     return tmp_path
 
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:resumed with other settings", "ignore:the run's", "ignore:Detected call of .lr_scheduler.step"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler.step")
 
 
 @pytest.mark.parametrize(("stage", "name"), [(stage, name) for stage in TRAINERS for name in names_of(stage)])
@@ -99,8 +99,13 @@ def test_a_setting_that_a_run_goes_on_with_does_what_it_says_or_is_refused(name,
         settings, words = REFUSED[name]
         with pytest.raises(ValueError, match=words):
             begin(**settings)
-    else:
+        return
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         EFFECTS[name](begin)
+    told = any(re.search(rf"resumed with other settings .*\b{name}\b", str(one.message)) for one in warned)
+    if name not in ("train_prompts", "eval_prompts", "reward_model"):  # there the command line says so
+        assert told == (name not in FREE), f"a run goes on with another `{name}`, and a warning names it: {told}"
 
 
 def test_what_a_run_that_goes_on_may_change_freely_changes_nothing_of_what_it_computes(elsewhere):
