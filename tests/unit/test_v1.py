@@ -187,11 +187,14 @@ def test_bad_steps_in_a_row_end_the_run_and_name_the_checkpoint(tmp_path):
 
 
 def scored(scores, greedy=None):
-    """A reward for `eval_reward` whose evaluations have these scores, one after another; each is asked for twice."""
+    """A reward for `eval_reward` whose evaluations have these scores, one after another; each is asked for twice.
+
+    The last is repeated: a run that a fault makes longer must fail on what the test says, not on this reward.
+    """
     calls = iter([score for pair in zip(scores, greedy or scores, strict=True) for score in pair])
 
     def reward(prompts, responses):
-        return [next(calls)] * len(responses)
+        return [next(calls, scores[-1])] * len(responses)
 
     return reward
 
