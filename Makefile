@@ -69,6 +69,7 @@ sturdy: $(STAMP) ## every chapter under 12 variants and the library's tests unde
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 
 diffs: $(STAMP) ## rewrite the "What changed" diffs of the chapters

@@ -65,9 +65,7 @@ def make_trainer(stage: str, technique: str, micro_batch: int):
     world = smollm2.load()
     parts = {"tokenizer": world.tokenizer, "seed": 0, **SETTINGS}
     if stage == "v0":
-        trainer = ppo.PPOTrainer(
-            world.model, world.reward, batch_size=RESPONSES, minibatch_size=micro_batch, **parts
-        )
+        trainer = ppo.PPOTrainer(world.model, world.reward, batch_size=RESPONSES, minibatch_size=micro_batch, **parts)
         return trainer, world.prompts[:RESPONSES]
     settings = TECHNIQUES[technique]
     if settings is None:

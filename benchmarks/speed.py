@@ -156,9 +156,7 @@ def sampling(arguments) -> None:
         parameters = sum(p.numel() for p in policy.parameters())
         for batch in (16, 64):
             prompts = (world.prompts * batch)[:batch]
-            found = take_turns(
-                sampling_contestants(policy, world.tokenizer, prompts, TOKENS), arguments.rounds or 7
-            )
+            found = take_turns(sampling_contestants(policy, world.tokenizer, prompts, TOKENS), arguments.rounds or 7)
             rate = statistics.median(found["ours"])
             read = 4 * parameters * rate / batch / 1e9
             rows.append({

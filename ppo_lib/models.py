@@ -449,4 +449,4 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"`device`={name!r} cannot be used here: {error}; use \"auto\" or \"cpu\"") from error
+        raise ValueError(f'`device`={name!r} cannot be used here: {error}; use "auto" or "cpu"') from error

@@ -1,6 +1,5 @@
 """v1: the loop of v0 with what a long run needs. It adds to v0's methods and copies none."""
 
-import contextlib
 import dataclasses
 import math
 import os
@@ -11,34 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker, get_available_trackers
-from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from ppo_lib import ppo
-from ppo_lib import rollout as rollouts
 from ppo_lib.config import PPOConfigV1
 from ppo_lib.data import PPODataset, Prompts, as_dataset
-from ppo_lib.models import Critic, HeadOnTrunk, save_models
 from ppo_lib.ppo import Metrics, as_numbers
 from ppo_lib.rewards import RewardFunction, RewardModel, as_reward
-from ppo_lib.rollout import Rollout, concatenate
-from ppo_lib.running import checkpoint, memory, resume
+from ppo_lib.rollout import Rollout
+from ppo_lib.running import checkpoint, resume
 from ppo_lib.running.evaluation import Best, evaluate
-from ppo_lib.running.memory import FittingSize
 from ppo_lib.running.schedules import Schedule
+from ppo_lib.running.small_memory import SmallMemoryTrainer
 from ppo_lib.running.trackers import Console, JSONLines, append_yaml, log_samples, run_facts, slim, surviving
-from ppo_lib.sampling import graphs
 
 __all__ = ["PPOConfigV1", "PPODataset", "PPOTrainer"]
 
 
-class PPOTrainer(ppo.PPOTrainer):
+class PPOTrainer(SmallMemoryTrainer):
     """v0's trainer with schedules, accumulation, memory options, evaluation, early stopping, logs and checkpoints.
 
     Args:
@@ -54,10 +45,6 @@ class PPOTrainer(ppo.PPOTrainer):
         CheckpointError: there is no whole checkpoint at the given path, or it is of another model or reference.
         ValueError, TypeError: as in v0.
     """
-
-    config_class = PPOConfigV1
-    config: PPOConfigV1
-    optimizer: AcceleratedOptimizer
 
     def __init__(
         self,
@@ -79,20 +66,12 @@ class PPOTrainer(ppo.PPOTrainer):
             config = resume.settings(self.config_class, state, config, others)
         super().__init__(model, reward, config=config, **others)
         config = self.config
-        if config.share_trunk or config.logits_chunk:
-            for model in (self.policy, self.reference):
-                memory.check_head(model)
-        self.accelerator = self._make_accelerator()
         self.eval_reward = as_reward(eval_reward) if eval_reward else self.reward
         if isinstance(self.eval_reward, RewardModel):
             self.eval_reward.bind(self.policy, self.tokenizer)
-        self.optimizer = self.accelerator.prepare_optimizer(self.optimizer)
         course = config.num_updates, config.warmup_updates, config.lr_scheduler_kwargs
         Schedule.rehearse(config.lr_scheduler, config.learning_rate, *course)
         self.schedule = self.make_schedule()
-        self.micro_batch = FittingSize("training", config.minibatch_size)
-        self.forward_batch = FittingSize.of(config)
-        self._longest = 0  # tokens of a prompt and its response, of those seen so far
         self.evaluations: list[Metrics] = []  # held-out metrics by update, the first at update 0
         self.samples: list[dict] = []  # held-out responses as texts, with update and scores
         self.best = Best()
@@ -103,39 +82,14 @@ class PPOTrainer(ppo.PPOTrainer):
         if state is not None:
             resume.restore(self, state)
 
-    # models and optimiser
-
-    def make_critic(self, critic: Critic | None) -> Critic:
-        """v0's; with `share_trunk`, a value head on the policy's own trunk."""
-        return HeadOnTrunk(self.policy, critic) if self.config.share_trunk else super().make_critic(critic)
-
-    def make_reference(self, reference: PreTrainedModel | None) -> PreTrainedModel:
-        """v0's; with adapters, the policy itself with its adapters off."""
+    def make_trackers(self) -> list[GeneralTracker | str]:
+        """A tracker of metrics.jsonl where there is an `output_dir`, and those that `report_to` names."""
         config = self.config
-        if config.lora_rank:
-            for trunk in self._trunks():
-                memory.add_adapters(trunk, config.lora_rank, config.lora_alpha, config.seed)
-            memory.freeze_in(self.policy, getattr(torch, config.frozen_dtype))
-            memory.freeze_in(self.critic, getattr(torch, config.frozen_dtype))
-            reference = reference or self.policy
-        reference = super().make_reference(reference)
-        if config.activation_checkpointing:
-            for trunk in self._trunks():
-                memory.checkpoint_activations(trunk)
-        return reference
-
-    def _trunks(self) -> list[PreTrainedModel]:
-        return [self.policy] if self.config.share_trunk else [self.policy, self.critic.trunk]
-
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        if self.config.optimizer == "adamw":
-            return super().make_optimizer()
-        try:
-            from bitsandbytes.optim import AdamW8bit
-        except ImportError as error:
-            raise ImportError("`optimizer`='adamw_8bit' needs a package: pip install bitsandbytes") from error
-        parameters = [p for p in (*self.policy.parameters(), *self.critic.parameters()) if p.requires_grad]
-        return AdamW8bit(parameters, lr=self.config.learning_rate, weight_decay=0.0)
+        for name in set(config.report_to) - {"console"} - {str(kind) for kind in get_available_trackers()}:
+            raise ImportError(f"`report_to` names {name}, which is not installed: pip install {name}")
+        self.jsonl = JSONLines(Path(config.output_dir) / "metrics.jsonl") if config.output_dir else None
+        own = [self.jsonl] if self.jsonl else []
+        return [*own, *(Console() if name == "console" else name for name in config.report_to)]
 
     def make_schedule(self, updates_done: int = 0) -> Schedule:
         """The run's schedule from its beginning, moved on by `updates_done`."""
@@ -147,34 +101,6 @@ class PPOTrainer(ppo.PPOTrainer):
         schedule = Schedule(config.lr_scheduler, optimizer, *course)
         schedule.skip(updates_done)
         return schedule
-
-    def _make_accelerator(self) -> Accelerator:
-        config = self.config
-        trackers: list[GeneralTracker | str] = []
-        if config.mixed_precision == "fp16" and self.device.type != "cuda":
-            raise ValueError("`mixed_precision`='fp16' needs a GPU: use \"bf16\" on a CPU")
-        if config.output_dir:
-            trackers.append(JSONLines(Path(config.output_dir) / "metrics.jsonl"))
-        trackers += [Console() if name == "console" else name for name in config.report_to]
-        for name in set(config.report_to) - {"console"} - {str(kind) for kind in get_available_trackers()}:
-            raise ImportError(f"`report_to` names {name}, which is not installed: pip install {name}")
-        logging_dir = config.output_dir and str(Path(config.output_dir) / "tensorboard")
-        AcceleratorState._reset_state(reset_partial_state=True)  # as transformers does: it is shared by the process
-        accelerator = Accelerator(
-            cpu=self.device.type == "cpu",
-            mixed_precision=config.mixed_precision,
-            log_with=trackers or None,
-            project_config=ProjectConfiguration(config.output_dir, logging_dir),
-            # Accumulation is ours; without this an environment variable would divide every loss.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        )
-        self.jsonl = next((tracker for tracker in trackers if isinstance(tracker, JSONLines)), None)
-        return accelerator
-
-    def autocast(self) -> contextlib.AbstractContextManager:
-        """The context of every forward pass: mixed precision where it is set."""
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.mixed_precision)
-        return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
 
     # the run
 
@@ -260,24 +186,6 @@ class PPOTrainer(ppo.PPOTrainer):
         if self.eval_dataset and not self.history and not self.evaluations:
             self.record({"episode": 0, "update": 0, **self.evaluate_at(0)})
 
-    def rehearse(self, dataset: PPODataset) -> None:
-        """As in v0, in the run's own precision, and with adapters that do something; then adapters are saved, on trial.
-
-        Raises:
-            ValueError: as in v0; or adapters could not be saved merged.
-        """
-        lora = self.config.lora_rank
-        with self.autocast(), memory.as_if_trained(self.policy) if lora else contextlib.nullcontext():
-            super().rehearse(dataset)
-        for trunk in self._trunks() if lora else ():
-            memory.rehearse_saving(trunk, self.config.output_dir)
-
-    def check_room(self, dataset: PPODataset) -> int:
-        """As in v0; how many responses are computed at a time without gradients follows from the longest."""
-        self._longest = max(self._longest, super().check_room(dataset))
-        self.forward_batch.aim(memory.forward_size(self.config, self.policy.config, self._longest))
-        return self._longest
-
     def reward_models(self) -> Iterator[tuple[str, RewardModel]]:
         yield from super().reward_models()
         if isinstance(self.eval_reward, RewardModel) and self.eval_reward is not self.reward:
@@ -328,83 +236,6 @@ class PPOTrainer(ppo.PPOTrainer):
             error = min(max(kl / config.kl_target - 1, -0.2), 0.2)
             self.kl_coef *= 1 + error * config.rollout_size / config.kl_horizon
 
-    # forward passes
-
-    def respond(
-        self, prompts: list[str], generator: torch.Generator, greedy: bool = False, tokens: int | None = None
-    ) -> Rollout:
-        tokens, temperature = tokens or self.config.max_new_tokens, self.config.temperature
-        uniforms = rollouts.draw_uniforms(generator, tokens, len(prompts))  # whatever the parts, the same ones
-
-        def work(size: int) -> Rollout:
-            parts: list[Rollout] = []
-            for rows in (slice(first, first + size) for first in range(0, len(prompts), size)):
-                if parts:
-                    self.tell(f"{rows.start} of {len(prompts)} responses sampled")
-                part = rollouts.sample(
-                    self.policy, self.tokenizer, prompts[rows], tokens, temperature, None, greedy,
-                    uniforms[:, rows], self.decoder,
-                )  # fmt: skip
-                parts.append(part)
-            return concatenate(parts, self.tokenizer.pad_token_id)
-
-        with self.autocast():
-            rollout = self.forward_batch.fit(work)
-        rollouts.spend_uniforms(generator, rollout.mask.shape[1], len(prompts))
-        if self.config.activation_checkpointing:
-            graphs.forget()  # memory is short, and training needs it
-        return rollout
-
-    def logits(self, model: PreTrainedModel, rollout: Rollout) -> Tensor:
-        response_logits = memory.response_logits_only if self.config.response_logits_only else rollouts.response_logits
-        with self.autocast():
-            return response_logits(model, rollout, self.config.temperature)
-
-    def logprobs(self, model: PreTrainedModel, rollout: Rollout) -> Tensor:
-        if not self.config.logits_chunk:
-            return super().logprobs(model, rollout)
-        with self.autocast():
-            states = memory.response_states(model, rollout)
-            return self._of_head(model, states, rollout)[0].masked_fill(~rollout.mask, 0.0)
-
-    def predictions(self, minibatch: Rollout) -> tuple[Tensor, Tensor, Tensor]:
-        """v0's; with `share_trunk` or `logits_chunk`, from the states that the policy's head sees."""
-        config = self.config
-        if not config.share_trunk and not config.logits_chunk:
-            return super().predictions(minibatch)
-        with self.autocast():
-            states = memory.response_states(self.policy, minibatch)
-            values = self.critic.values(states) if config.share_trunk else self.values(minibatch)
-            return *self._of_head(self.policy, states, minibatch), values[:, :-1]
-
-    def _of_head(self, model: PreTrainedModel, states: Tensor, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """log π(a_t) and entropy, [B, T] each, from `memory.response_states`."""
-        config = self.config
-        return memory.token_predictions(
-            model.get_output_embeddings(), states[:, :-1], rollout.response_ids, config.temperature,
-            config.logits_chunk, config.entropy_coef > 0,
-        )  # fmt: skip
-
-    def values(self, rollout: Rollout) -> Tensor:
-        with self.autocast():
-            return self._in_parts(super().values, rollout)
-
-    def reference_logprobs(self, rollout: Rollout) -> Tensor:
-        with memory.adapters_off(self.policy) if self.reference is self.policy else contextlib.nullcontext():
-            return self._in_parts(super().reference_logprobs, rollout)
-
-    def _in_parts(self, forward: Callable[[Rollout], Tensor], rollout: Rollout) -> Tensor:
-        """`forward(rollout)`; without gradients in parts that fit in memory."""
-        if torch.is_grad_enabled():
-            return forward(rollout)
-
-        def work(size: int) -> Tensor:
-            if len(rollout) <= size:
-                return forward(rollout)
-            return torch.cat([forward(rollout.select(rows)) for rows in torch.arange(len(rollout)).split(size)])
-
-        return self.forward_batch.fit(work)
-
     # optimiser steps
 
     def minibatches(self, rollout: Rollout) -> Iterator[Rollout]:
@@ -432,19 +263,6 @@ class PPOTrainer(ppo.PPOTrainer):
             self.optimizer.step()
         self.count_skipped(finite)
         return metrics
-
-    def accumulate(self, minibatch: Rollout, size: int) -> dict[str, Tensor]:
-        """Add up the gradients of micro-batches of `size` responses, each weighted by its share of the tokens."""
-        self.optimizer.zero_grad(set_to_none=True)
-        parts, counts = [], []
-        by_length = minibatch.lengths.argsort()  # so that little of a micro-batch is padding
-        for rows in by_length.split(size):
-            micro = minibatch if len(rows) == len(minibatch) else minibatch.select(rows).trimmed()
-            loss, metrics = self.loss(micro)
-            self.accelerator.backward(loss * (micro.mask.sum() / minibatch.mask.sum()))
-            parts.append(metrics)
-            counts.append(micro.mask.sum())
-        return joined_metrics(parts, torch.stack(counts))
 
     def count_skipped(self, finite: bool) -> None:
         """Count a step that was left out for a gradient that is not finite; too many in a row end the run."""
@@ -506,14 +324,6 @@ class PPOTrainer(ppo.PPOTrainer):
             with surviving(tracker):
                 tracker.log(metrics, step=metrics["update"])
 
-    def save(self, folder: str | Path) -> None:
-        """As in v0; adapters are merged into the weights, so that the models are plain ones again."""
-        if self.config.lora_rank:
-            policy, critic = memory.merged(self.policy), memory.merged_critic(self.critic)
-            save_models(folder, policy, self.tokenizer, critic)
-        else:
-            super().save(folder)
-
     def state(self) -> dict:
         """All that the rest of the run depends on, for a checkpoint."""
         return resume.state_of(self)
@@ -544,17 +354,3 @@ class PPOTrainer(ppo.PPOTrainer):
             return "the start: set `output_dir` to keep checkpoints"
         saved = checkpoint.checkpoints(self.checkpoint_dir)
         return str(saved[-1]) if saved else "the start"
-
-
-def joined_metrics(parts: list[dict[str, Tensor]], counts: Tensor) -> dict[str, Tensor]:
-    """The metrics of a minibatch from those of its micro-batches, which have `counts` [n] tokens each."""
-    if len(parts) == 1:
-        return parts[0]
-    shares = counts / counts.sum()
-    stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
-    metrics = {name: (values * shares).sum() for name, values in stacked.items()}
-    # A variance is no mean: add up squares within the parts and between them.
-    squares = (stacked["val/ratio_var"] * (counts - 1)).sum()
-    squares += (counts * (stacked["val/ratio"] - metrics["val/ratio"]) ** 2).sum()
-    metrics["val/ratio_var"] = squares / (counts.sum() - 1).clamp(min=1)
-    return metrics

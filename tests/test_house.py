@@ -186,7 +186,9 @@ def test_publish_sets_the_address_everywhere(copy_of_the_house):
     assert f"git+{url}" in setup.source
 
 
-@pytest.mark.parametrize("url", ["", "github.com/a/b", "https://github.com/a", "https://example.org/a/b", "https://github.com/-a/b"])
+@pytest.mark.parametrize(
+    "url", ["", "github.com/a/b", "https://github.com/a", "https://example.org/a/b", "https://github.com/-a/b"]
+)
 def test_publish_refuses_what_is_no_repository(copy_of_the_house, url):
     with pytest.raises(ValueError, match="pass https://github.com/NAME/REPOSITORY"):
         publish.publish(url)

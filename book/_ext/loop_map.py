@@ -38,7 +38,7 @@ BOXES = [
     Box("06_the_loop", "Repeat", "all of it again, with the policy that came out",
         "ppo_lib/ppo.py#PPOTrainer.train_step", "eq-repeat"),
     Box("07_small_memory", "Fit", "the same step in smaller pieces, where memory is short",
-        "ppo_lib/ppo_v1.py#PPOTrainer.accumulate", "eq-fit"),
+        "ppo_lib/running/small_memory.py#SmallMemoryTrainer.accumulate", "eq-fit"),
     Box("08_never_lose_a_run", "Save", "everything that the next update reads, on disk",
         "ppo_lib/running/checkpoint.py#save_checkpoint", "eq-save"),
     Box("09_when_to_stop", "Evaluate", "prompts that it never trained on say whether it still gets better",
@@ -112,7 +112,7 @@ def _svg(layout: Layout, here: Box, link: Callable[[Box, str], str | None]) -> s
         f'<svg class="{layout.name}" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
         f'<defs><marker id="{arrow}" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="9" markerHeight="9" '
         'markerUnits="userSpaceOnUse" orient="auto"><path class="tip" d="M0 0L8 4L0 8z"/></marker></defs>'
-        f'{_lines("loop", layout.loop, arrow)}{_lines("side", layout.side, arrow)}{boxes}</svg>'
+        f"{_lines('loop', layout.loop, arrow)}{_lines('side', layout.side, arrow)}{boxes}</svg>"
     )
 
 

@@ -318,7 +318,7 @@ class House(SphinxDirective):
     def box(self, folder: str, words: str, files: str) -> str:
         links = "".join(self.link(f"{folder}{name}.py", name) for name in files.split())
         title = f'<a href="{address_of(folder, self.config)}"><code>{folder}</code></a>'
-        return f'<section><p>{title} {html.escape(words)}</p><ol>{links}</ol></section>'
+        return f"<section><p>{title} {html.escape(words)}</p><ol>{links}</ol></section>"
 
     def link(self, path: str, name: str) -> str:
         first = (ast.get_docstring(ast.parse((root() / path).read_text("utf8"))) or "").partition("\n")[0]

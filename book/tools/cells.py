@@ -10,7 +10,7 @@ import yaml
 import toc
 
 UNPUBLISHED = "YOUR_NAME"  # stands in the repository's address until `make publish`; no account can have this name
-SETUP = '''\
+SETUP = """\
 # Does nothing where ppo_lib is installed. On Colab it adds ppo_lib and VADER (a word list), and changes no package.
 import importlib.util
 import os
@@ -25,7 +25,7 @@ if importlib.util.find_spec("ppo_lib") is None:
             "`pip install .` installs it; the README says how to publish your own."
         )
     packages = [source, "vaderSentiment"]
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *packages], check=True)'''
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *packages], check=True)"""
 
 
 def repository() -> str:

@@ -1,7 +1,7 @@
 """Builds the site: executed chapters and `book/` staged with the repository's own paths, then Jupyter Book.
 
-    python book/tools/make_site.py                      the whole book into _build/html
-    python book/tools/make_site.py --only 03_rollouts   the book's own pages and one chapter, for its author
+python book/tools/make_site.py                      the whole book into _build/html
+python book/tools/make_site.py --only 03_rollouts   the book's own pages and one chapter, for its author
 """
 
 import argparse

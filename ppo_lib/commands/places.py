@@ -70,9 +70,8 @@ def to_resume(name: str) -> Path:
         if checkpoints(path.resolve().parent / "checkpoints"):
             fix += f", or go on with their run: {in_shell('resume', run_of(path / 'checkpoints/x').parent)}"
     elif (path / "model" / "config.json").exists():
-        fix = (
-            "the run kept no checkpoints (v0 keeps none); begin another from its weights: "
-            + in_shell("train", "--set", f"model={path / 'model'}")
+        fix = "the run kept no checkpoints (v0 keeps none); begin another from its weights: " + in_shell(
+            "train", "--set", f"model={path / 'model'}"
         )
     elif runs := [run.name for run in sorted(path.iterdir()) if checkpoints(run / "checkpoints")]:
         fix = f"it holds the runs {', '.join(runs[-5:])}: name one of them"

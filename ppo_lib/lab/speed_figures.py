@@ -23,7 +23,9 @@ def sampling() -> go.Figure:
     }
     said = "; ".join(f"{label} {ratio:.1f}" for label, ratio in zip(labels, ratios["LlamaDecoder"], strict=True))
     return bars(
-        labels, ratios, y="tokens per second, generate = 1",
+        labels,
+        ratios,
+        y="tokens per second, generate = 1",
         alt=f"Tokens per second of the library's sampler over generate's. LlamaDecoder: {said}.",
         caption="Medians over rounds. The plain decoder gains by drawing and by leaving out finished texts, "
         "LlamaDecoder by fewer operations as well.",
@@ -42,7 +44,9 @@ def update(model: str) -> go.Figure:
     }
     said = "; ".join(f"{ARMS[name]} {arm['seconds']['median']:.3g} s" for name, arm in arms.items())
     figure = bars(
-        [ARMS[name] for name in arms], parts, y="seconds of an update",
+        [ARMS[name] for name in arms],
+        parts,
+        y="seconds of an update",
         alt=f"Median seconds of one PPO update of {MODELS[model]}. {said}.",
         caption="Without TRL's garbage collection, most of an update is its four epochs, forward and backward.",
     )

@@ -202,7 +202,7 @@ BUGS = [
         test_trainer.test_metrics_ignore_padding, "padding leaks into objective/kl"),
     Bug("Bradley–Terry the wrong way round", rewards.bradley_terry_loss, "chosen - rejected)", "rejected - chosen)",
         test_rewards.test_bradley_terry_by_hand, "not −log σ"),
-]
+]  # fmt: skip
 
 
 def cases(test):

@@ -125,7 +125,7 @@ BUGS = [
     Bug("short and long together", PPOTrainer.accumulate, "minibatch.lengths.argsort()",
         "torch.arange(len(minibatch))",
         test_speed_settings.test_micro_batches_hold_responses_of_like_length, "share a micro-batch"),
-]
+]  # fmt: skip
 
 
 # A planted bug may bring a warning of its own.

@@ -2,9 +2,9 @@
 
 import pytest
 
-from ppo_lib import models, ppo_v1
+from ppo_lib import models
 from ppo_lib.ppo_v1 import PPOTrainer
-from ppo_lib.running import checkpoint, evaluation, memory, resume
+from ppo_lib.running import checkpoint, evaluation, memory, resume, small_memory
 from ppo_lib.running.schedules import Schedule
 from ppo_lib.running.trackers import JSONLines
 from tests.mutations.test_planted_bugs import Bug, assert_caught_and_named, assert_no_shared_message
@@ -25,10 +25,10 @@ BUGS = [
     Bug("mean of means in accumulation", PPOTrainer.accumulate, "(micro.mask.sum() / minibatch.mask.sum())",
         "(len(micro) / len(minibatch))",
         test_accumulation.test_micro_batches_weigh_as_much_as_they_have_tokens, "accumulation takes a mean of means"),
-    Bug("metrics of micro-batches averaged evenly", ppo_v1.joined_metrics, "shares = counts / counts.sum()",
+    Bug("metrics of micro-batches averaged evenly", small_memory.joined_metrics, "shares = counts / counts.sum()",
         "shares = torch.ones_like(counts) / len(counts)",
         test_accumulation.test_micro_batches_weigh_as_much_as_they_have_tokens, "not weighted by their tokens"),
-    Bug("variance as a mean of variances", ppo_v1.joined_metrics,
+    Bug("variance as a mean of variances", small_memory.joined_metrics,
         'squares += (counts * (stacked["val/ratio"] - metrics["val/ratio"]) ** 2).sum()', "squares += 0",
         test_accumulation.test_a_micro_batch_of_one_token_has_no_variance_of_its_own, "leaves out the spread"),
     Bug("gradients never zeroed between steps", PPOTrainer.accumulate, "self.optimizer.zero_grad(set_to_none=True)",

@@ -19,7 +19,12 @@ def test_advantages(seed, bootstrap_cut):
     terminated = done & ended[:, None] if bootstrap_cut else done
     values = torch.randn(c.values.shape, generator=torch.Generator().manual_seed(seed))
     peer, _ = generalized_advantage_estimate(
-        c.gamma, c.lam, values[:, :-1, None], values[:, 1:, None], c.rewards[..., None], done[..., None],
+        c.gamma,
+        c.lam,
+        values[:, :-1, None],
+        values[:, 1:, None],
+        c.rewards[..., None],
+        done[..., None],
         terminated[..., None],
     )
     advantages, _ = gae(c.rewards, values, c.mask, ended, c.gamma, c.lam, bootstrap_cut)

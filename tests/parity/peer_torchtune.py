@@ -33,8 +33,14 @@ def test_losses(seed):
     old, returns = c.values[:, :-1], c.rewards + c.values[:, :-1]
     peer = PPOLoss(epsilon=0.2, value_clip_range=0.2, value_coeff=1.0)
     _, policy, value, *_ = peer(
-        c.logprobs, c.new_logprobs, c.rewards, old, c.new_values, returns,
-        padding_masks=c.mask, value_padding_masks=c.mask,
+        c.logprobs,
+        c.new_logprobs,
+        c.rewards,
+        old,
+        c.new_values,
+        returns,
+        padding_masks=c.mask,
+        value_padding_masks=c.mask,
     )
     assert_same(policy_loss(c.new_logprobs, c.logprobs, c.rewards, c.mask, 0.2), torch.as_tensor(policy), "policy loss")
     assert_same(value_loss(c.new_values, old, returns, c.mask, 0.2), torch.as_tensor(value), "value loss")

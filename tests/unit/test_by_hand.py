@@ -58,8 +58,13 @@ CORRECTIONS = {
     ),
     "coupled": dict(correction="coupled", second_moment_limit=0.01, replay_priority=0.0),
     "none": dict(
-        correction="none", replay_recency=None, max_replay_reuse=5, staleness_threshold=4, replay_buffer_size=83,
-        whiten_advantages=False, lora_rank=2,
+        correction="none",
+        replay_recency=None,
+        max_replay_reuse=5,
+        staleness_threshold=4,
+        replay_buffer_size=83,
+        whiten_advantages=False,
+        lora_rank=2,
     ),
 }
 

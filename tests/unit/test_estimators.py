@@ -157,8 +157,10 @@ def test_lambda_one_is_the_monte_carlo_return():
 def test_more_padding_and_garbage_change_nothing(lengths, extra, seed):
     """Wider padding filled with NaN leaves rewards, advantages and returns of the real tokens as they were."""
     r = hand_rollout(lengths, [n % 2 == 0 for n in lengths], width=5, seed=seed)
-    wide = [torch.cat([x, torch.full((len(lengths), extra), fill)], dim=1) for x, fill in
-            [(r.logprobs, torch.nan), (r.ref_logprobs, torch.nan), (r.values, torch.nan)]]
+    wide = [
+        torch.cat([x, torch.full((len(lengths), extra), fill)], dim=1)
+        for x, fill in [(r.logprobs, torch.nan), (r.ref_logprobs, torch.nan), (r.values, torch.nan)]
+    ]
     wide_mask = torch.cat([r.mask, torch.zeros(len(lengths), extra, dtype=torch.bool)], dim=1)
 
     def estimate(logprobs, ref_logprobs, values, mask):

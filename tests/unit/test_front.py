@@ -33,9 +33,7 @@ def test_the_program_stores_what_the_page_reads(program, tmp_path, monkeypatch):
     monkeypatch.setattr(program, "SHOWN", 64)
     monkeypatch.setattr(program.PPOTrainer, "update", lambda trainer, rollout: {})
     program.main(["--updates=1", f"--results={tmp_path}"])
-    run, means, rows = (
-        stored.load(str(tmp_path / name)) for name in ("run.json", "updates.csv", "responses.csv")
-    )
+    run, means, rows = (stored.load(str(tmp_path / name)) for name in ("run.json", "updates.csv", "responses.csv"))
     assert run.keys() - {"commit"} <= RUN.keys() and (run["seed"], run["dice"]) == (RUN["seed"], RUN["dice"])
     assert run["settings"] | {"total_episodes": 960} == RUN["settings"]
     assert [row["update"] for row in means] == [0, 1] and means[0].keys() == MEANS[0].keys()

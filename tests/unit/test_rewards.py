@@ -13,8 +13,13 @@ from tests.unit.tiny import bos_tokenizer, byte_tokenizer, tiny_policy
 def classifier(vocab_size=258, num_labels=1):
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
-        num_labels=num_labels, pad_token_id=None,
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_labels=num_labels,
+        pad_token_id=None,
     )
     return LlamaForSequenceClassification(config)
 

@@ -20,7 +20,10 @@ def test_greedy_equals_generate(family):
     policy, tokenizer = tiny_policy(family), byte_tokenizer()
     mine = sample(policy, tokenizer, PROMPTS, 12, greedy=True)
     theirs = policy.generate(
-        input_ids=mine.prompt_ids, attention_mask=mine.prompt_mask.long(), do_sample=False, max_new_tokens=12,
+        input_ids=mine.prompt_ids,
+        attention_mask=mine.prompt_mask.long(),
+        do_sample=False,
+        max_new_tokens=12,
         pad_token_id=tokenizer.pad_token_id,
     )[:, mine.prompt_ids.shape[1] :]
     assert torch.equal(mine.response_ids[mine.mask], theirs[mine.mask]), "greedy sampling differs from generate()"

@@ -9,6 +9,7 @@ import torch
 
 from ppo_lib import ppo, ppo_v1, ppo_v2, worlds
 from ppo_lib.commands.cli import main
+from ppo_lib.running import small_memory
 from ppo_lib.running.checkpoint import checkpoints
 from tests.unit.runs_v1 import HELD_OUT, PROMPTS, TINY, assert_same_run, make, vowels, weights
 from tests.unit.tiny import likely_eos, smallest_policy, tiny_policy
@@ -249,9 +250,9 @@ def test_the_generator_stands_where_v0_leaves_it():
 def test_without_gradients_as_many_are_computed_as_fit():
     policy = tiny_policy()
     ppo = make(policy, batch_size=1, minibatch_size=1, gradient_accumulation_steps=8, total_episodes=8)
-    sizes, sample = [], ppo_v1.rollouts.sample
+    sizes, sample = [], small_memory.rollouts.sample
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ppo_v1.rollouts, "sample", lambda *a, **k: sizes.append(len(a[2])) or sample(*a, **k))
+        patch.setattr(small_memory.rollouts, "sample", lambda *a, **k: sizes.append(len(a[2])) or sample(*a, **k))
         ppo.train(PROMPTS, HELD_OUT)
     assert max(sizes) == 8, "a small batch_size makes sampling go one response at a time"
     assert 2 in sizes and 1 not in sizes, "held-out prompts are answered one at a time"

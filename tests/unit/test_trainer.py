@@ -29,8 +29,12 @@ def vowels(prompts, responses):
 
 
 def trainer(policy=None, reward=vowels, tokenizer=None, **settings):
-    return PPOTrainer(policy or likely_eos(tiny_policy()), reward, tokenizer=tokenizer or byte_tokenizer(),
-                      **{**SMALL_RUN, **settings})
+    return PPOTrainer(
+        policy or likely_eos(tiny_policy()),
+        reward,
+        tokenizer=tokenizer or byte_tokenizer(),
+        **{**SMALL_RUN, **settings},
+    )
 
 
 def estimated(ppo, seed=0):
@@ -303,8 +307,11 @@ ppo.train(PPODataset(PROMPTS))
 
 def test_ctrl_c_leaves_a_usable_model_and_logs(tmp_path):
     log = tmp_path / "metrics.jsonl"
-    process = subprocess.Popen([sys.executable, "-c", INTERRUPTED.format(folder=str(tmp_path))], stderr=subprocess.PIPE,
-                               env={**os.environ, "PYTHONPATH": os.getcwd()})
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED.format(folder=str(tmp_path))],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
     deadline = time.time() + 120
     while time.time() < deadline and not (log.exists() and log.read_text().count("\n") >= 2):
         assert process.poll() is None, process.stderr.read().decode()

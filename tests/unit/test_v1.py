@@ -14,7 +14,7 @@ from ppo_lib.ppo_v1 import PPOConfigV1, PPOTrainer
 from ppo_lib.running import checkpoint
 from tests.unit.runs_v1 import HELD_OUT, PROMPTS, assert_same_run, estimated, make, make_v0, vowels, weights
 from tests.unit.test_rewards import classifier
-from tests.unit.tiny import tiny_policy
+from tests.unit.tiny import likely_eos, tiny_policy
 
 
 @pytest.mark.parametrize(
@@ -181,6 +181,15 @@ def test_bad_steps_in_a_row_end_the_run_and_name_the_checkpoint(tmp_path):
     said = f"{caught.value}\n" + "\n".join(caught.value.__notes__)
     assert "3 steps in a row had a NaN or infinite gradient, in update 2" in said, f"the reason is not said: {said}"
     assert str(tmp_path / "checkpoints" / "update-00000001") in said, f"the last good checkpoint is not named: {said}"
+
+
+@pytest.mark.parametrize("stage", [make_v0, make])
+def test_the_generator_moves_as_far_as_the_longest_response(stage):
+    """The next rollout's numbers follow from what was written, not from how long it might have become."""
+    mine, by_hand = (torch.Generator().manual_seed(3) for _ in range(2))
+    longest = int(stage(likely_eos(tiny_policy(), boost=8.0)).respond(PROMPTS, mine, tokens=30).lengths.max())
+    torch.rand(longest, len(PROMPTS), 1, generator=by_hand, dtype=torch.float64)
+    assert longest < 30 and torch.equal(mine.get_state(), by_hand.get_state()), "the sampler moves its generator further"
 
 
 # early stopping and the best model

@@ -25,7 +25,7 @@ def test_every_setting_of_v1_is_on_the_page_with_its_default():
 
 def test_every_setting_that_the_page_speaks_of_exists():
     names = {field.name for field in dataclasses.fields(PPOConfigV1)}
-    methods = re.findall(r"^- \{src\}`ppo_lib/ppo_v1.py#PPOTrainer\.\w+`:.*\((.*)\)$", TEXT, re.M)
+    methods = re.findall(r"^- \{src\}`ppo_lib/\S+#\w*Trainer\.\w+`:.*\((.*)\)$", TEXT, re.M)
     spoken = {name for settings in methods for name in re.findall(r"`(\w+)`", settings)}
     assert spoken and spoken <= names, spoken - names
 

@@ -15,15 +15,24 @@ from tests.unit.test_trainer import SMALL_RUN, estimated, trainer, vowels
 from tests.unit.tiny import PROMPTS, byte_tokenizer, likely_eos, tiny_policy
 
 DISTINCT = SMALL_RUN | dict(
-    gamma=0.9, lam=0.7, cliprange=0.1, cliprange_value=0.3, temperature=0.7, kl_coef=0.3, vf_coef=0.4, entropy_coef=0.2,
-    bootstrap_cut=True, whiten_advantages=False,
+    gamma=0.9,
+    lam=0.7,
+    cliprange=0.1,
+    cliprange_value=0.3,
+    temperature=0.7,
+    kl_coef=0.3,
+    vf_coef=0.4,
+    entropy_coef=0.2,
+    bootstrap_cut=True,
+    whiten_advantages=False,
 )
 
 
 def distinct_trainer():
     """A trainer whose reference is not its policy and whose critic already says something."""
-    ppo = PPOTrainer(likely_eos(tiny_policy()), vowels, tokenizer=byte_tokenizer(), reference=tiny_policy(seed=1),
-                     **DISTINCT)
+    ppo = PPOTrainer(
+        likely_eos(tiny_policy()), vowels, tokenizer=byte_tokenizer(), reference=tiny_policy(seed=1), **DISTINCT
+    )
     torch.nn.init.normal_(ppo.critic.value_head.weight, generator=torch.Generator().manual_seed(0))
     return ppo
 

@@ -23,8 +23,8 @@ sequence_logprob = Exercise(
     mistakes={
         "you added up the padding too: only places where `mask` is true count.": lambda x, mask: x.sum(dim=1),
         "multiplying by the mask keeps NaN (0 · NaN is NaN): use masked_fill(~mask, 0.0).": lambda x, mask: (
-            (x * mask).sum(dim=1)
-        ),
+            x * mask
+        ).sum(dim=1),
         "that is a mean over tokens: the log-probability of a response is their sum.": lambda x, mask: (
             _sequence_logprob(x, mask) / mask.sum(dim=1)
         ),
@@ -34,9 +34,9 @@ sequence_logprob = Exercise(
         "you multiplied the logarithms: probabilities are multiplied, so logarithms are added.": lambda x, mask: (
             x.masked_fill(~mask, 1.0).prod(dim=1)
         ),
-        "that is the probability of the response: its logarithm is asked for.": lambda x, mask: (
-            _sequence_logprob(x, mask).exp()
-        ),
+        "that is the probability of the response: its logarithm is asked for.": lambda x, mask: _sequence_logprob(
+            x, mask
+        ).exp(),
         "you added up the whole batch: one number for each response, so sum over dim=1.": lambda x, mask: (
             _sequence_logprob(x, mask).sum()
         ),

@@ -22,8 +22,8 @@ preference_accuracy = Exercise(
             (chosen >= rejected).float().mean()
         ),
         "a tie counts as wrong: it is half right.": lambda chosen, rejected: (chosen > rejected).float().mean(),
-        "you counted the pairs that are ranked the wrong way round.": lambda chosen, rejected: (
-            _preference_accuracy(rejected, chosen)
+        "you counted the pairs that are ranked the wrong way round.": lambda chosen, rejected: _preference_accuracy(
+            rejected, chosen
         ),
         "compare with the rejected text, not with 0: a score has no zero of its own.": lambda chosen, rejected: (
             _preference_accuracy(chosen, torch.zeros_like(chosen))
@@ -54,18 +54,18 @@ win_probabilities = Exercise(
             _win_probabilities(scores).T
         ),
         "those are the differences: put them through the sigmoid.": lambda scores: scores[:, None] - scores[None, :],
-        "that is exp of the difference, the odds: the probability is odds / (1 + odds).": lambda scores: (
-            torch.exp(scores[:, None] - scores[None, :])
+        "that is exp of the difference, the odds: the probability is odds / (1 + odds).": lambda scores: torch.exp(
+            scores[:, None] - scores[None, :]
         ),
-        "a softmax makes all K texts compete at once: here only two meet.": lambda scores: (
-            torch.softmax(scores, dim=0)[:, None].expand(-1, len(scores))
-        ),
+        "a softmax makes all K texts compete at once: here only two meet.": lambda scores: torch.softmax(scores, dim=0)[
+            :, None
+        ].expand(-1, len(scores)),
         "you divided scores, which may be negative: divide their exponentials, or use the sigmoid.": lambda scores: (
             scores[:, None] / (scores[:, None] + scores[None, :])
         ),
-        "a text meets itself with probability ½, and your diagonal is 0.": lambda scores: (
-            _win_probabilities(scores).fill_diagonal_(0.0)
-        ),
+        "a text meets itself with probability ½, and your diagonal is 0.": lambda scores: _win_probabilities(
+            scores
+        ).fill_diagonal_(0.0),
         "the exponential of a large score overflows: the sigmoid of the difference does not.": lambda scores: (
             scores.exp()[:, None] / (scores.exp()[:, None] + scores.exp()[None, :])
         ),

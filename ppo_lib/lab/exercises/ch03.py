@@ -40,9 +40,9 @@ response_means = Exercise(
     inputs=_batches,
     mistakes={
         "you averaged over padding: divide by mask.sum(dim=1), not by T.": lambda x, mask: x.mean(dim=1),
-        "the padding is zero now but still counts: divide by mask.sum(dim=1), not by T.": lambda x, mask: (
-            x.masked_fill(~mask, 0.0).mean(dim=1)
-        ),
+        "the padding is zero now but still counts: divide by mask.sum(dim=1), not by T.": lambda x, mask: x.masked_fill(
+            ~mask, 0.0
+        ).mean(dim=1),
         "NaN times zero is NaN: use masked_fill(~mask, 0.0) instead of multiplying by the mask.": lambda x, mask: (
             (x * mask).sum(dim=1) / mask.sum(dim=1)
         ),

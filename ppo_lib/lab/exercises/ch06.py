@@ -95,8 +95,8 @@ objective_kl = Exercise(
     mistakes={
         "padding counts in your sum: zero it with the mask first.": lambda new, ref, mask: (new - ref).sum(1).mean(),
         "that is KL per token: sum over a response's tokens, then average over responses.": lambda new, ref, mask: (
-            (new - ref)[mask].mean()
-        ),
+            new - ref
+        )[mask].mean(),
         "that is the mean of each response's mean: sum over its tokens instead.": lambda new, ref, mask: (
             (new - ref).masked_fill(~mask, 0.0).sum(1) / mask.sum(1)
         ).mean(),

@@ -24,8 +24,8 @@ step_loss = Exercise(
             lambda losses, tokens: losses.sum()
         ),
         "you added up the losses of all tokens: divide by the tokens of the whole step.": lambda losses, tokens: (
-            (losses * tokens).sum()
-        ),
+            losses * tokens
+        ).sum(),
         "you divided by the number of micro-batches as well: the shares are all that is needed.": (
             lambda losses, tokens: _step_loss(losses, tokens) / len(losses)
         ),
