@@ -88,7 +88,8 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> 
             target_modules="all-linear",
             exclude_modules=own or None,
         )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")  # and set to True: GPT-2's layers
             torch.manual_seed(seed)
             model.add_adapter(config)
     except (ValueError, RuntimeError, NotImplementedError) as error:

@@ -158,7 +158,8 @@ def test_sampling_that_does_not_fit_starts_again_from_the_same_random_numbers(mo
         return fit(self, limited)
 
     monkeypatch.setattr(memory.FittingSize, "fit", fails_above_two)
-    with pytest.warns(UserWarning, match="out of memory: sampling and scoring now takes 2 responses"):
+    said = "out of memory: sampling and scoring now takes {} responses"
+    with pytest.warns(UserWarning, match=said.format(4)), pytest.warns(UserWarning, match=said.format(2)):
         responses = ppo.collect(PROMPTS * 2).responses
     assert responses == expected, "random numbers drawn before memory ran out are lost: restore the generator"
     assert torch.equal(plain.generator.get_state(), ppo.generator.get_state()), "training's generator is elsewhere"

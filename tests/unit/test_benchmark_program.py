@@ -68,7 +68,7 @@ def test_what_is_stored(program, tmp_path):
     assert before["responses"] == after["responses"] == 3 * program.SAMPLES
     assert abs(before["kl_per_response"]) < 1e-5, "before training the policy is the reference"
     assert after["kl_per_response"] != before["kl_per_response"], "training changed nothing"
-    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
     assert [row["update"] for row in rows] == ["1", "2", "3"]
     samples = json.loads((folder / "samples.json").read_text())
     assert [sample["prompt"] for sample in samples] == ["Remark 6.", "Remark 7.", "Remark 8."]

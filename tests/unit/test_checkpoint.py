@@ -371,6 +371,7 @@ def test_a_pickle_with_a_matching_checksum_is_refused(file, marker, tmp_path):
 
 
 @pytest.mark.parametrize("by_torch", [False, True])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_pickle_in_a_model_folder_is_refused(by_torch, marker, tmp_path):
     folder = tmp_path / "model"
     tiny_policy().save_pretrained(folder)

@@ -259,6 +259,7 @@ def test_a_run_that_ends_early_names_its_checkpoint_and_resumes_exactly(work, ca
     assert metrics_of(work / "cut") == metrics_of(work / "whole")
 
 
+@pytest.mark.filterwarnings("always:resumed with other settings")
 def test_a_reward_function_must_be_named_again_on_resume(work, capsys, monkeypatch):
     words = ["train", "run.yaml", "--reward=judge.py:length", "--set", "output_dir=out"]
     monkeypatch.setattr(sys, "argv", ["ppo_lib", *words])

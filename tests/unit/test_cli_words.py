@@ -214,7 +214,8 @@ def test_a_reader_that_leaves_gets_no_traceback():
         [sys.executable, "-m", "ppo_lib", "settings"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     program.stdout.close()
-    assert program.stderr.read() == b"" and program.wait() == cli.PIPE_CLOSED
+    with program:
+        assert program.stderr.read() == b"" and program.wait() == cli.PIPE_CLOSED
 
 
 # options, one function for each that shows what it does

@@ -93,6 +93,7 @@ def test_a_setting_does_what_it_says(stage, name, elsewhere):
 
 
 @pytest.mark.parametrize("name", names_of("v2"))
+@pytest.mark.filterwarnings("ignore:resumed with other settings")
 def test_a_setting_that_a_run_goes_on_with_does_what_it_says_or_is_refused(name, begun, elsewhere):
     begin = Begin("v2", elsewhere, begun)
     if name in REFUSED:
@@ -194,6 +195,7 @@ def test_every_setting_arrives_by_every_entry(stage, entry, reached):
 
 
 @pytest.mark.parametrize("entry", ["keywords", "--set"])
+@pytest.mark.filterwarnings("ignore:resumed with other settings")
 def test_every_setting_arrives_in_a_run_that_goes_on(entry, begun, reached):
     settings = other_than_the_defaults("v2")
     ways = {

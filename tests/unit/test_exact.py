@@ -258,6 +258,7 @@ def test_hooks_may_come_between_two_updates():
     assert max(abs(ratio - 1) for ratio in ratios) < 1e-4, f"a hook from between two updates is not sampled: {ratios}"
 
 
+@pytest.mark.filterwarnings("ignore:the fast sampler is")
 def test_what_depends_on_the_number_of_calls_is_refused():
     policy, calls = tiny_policy(), []
 

@@ -293,6 +293,7 @@ def make_scaled(init_scale, **settings):
     return make(stage=stage, **settings)
 
 
+@pytest.mark.filterwarnings("ignore:Seems like .optimizer.step")
 def test_a_scaled_loss_takes_the_same_steps():
     scaled = make_scaled(2.0**10)
     plain = make()  # made later, so that its accelerator is the one that the process shares

@@ -70,6 +70,7 @@ def test_memory_is_what_the_page_says():
     assert trainer.buffer.nbytes == 100 * (12 * 6 + 21)
 
 
+@pytest.mark.filterwarnings("ignore:resumed with other settings")
 def test_sizes_of_the_buffer_are_fixed_and_other_settings_are_not(tmp_path):
     run = {"output_dir": str(tmp_path / "run"), "save_every": 1}
     trained(**run)

@@ -112,6 +112,7 @@ def test_all_features_together(tmp_path):
     assert len({m["lr"] for m in whole.history}) > 1, "the test needs a learning rate that moves"
 
 
+@pytest.mark.filterwarnings("ignore:the held-out prompts are not")
 def test_each_part_of_the_state_is_restored(tmp_path):
     """A cheap look at each part, to say which one is missing where a resumed run is another."""
 
@@ -367,6 +368,7 @@ def dies_at(call, reward=vowels):
     return failing
 
 
+@pytest.mark.filterwarnings("ignore:the run's ")
 def test_a_run_that_died_and_was_resumed_twice_is_the_whole_one(tmp_path):
     """It dies in update 2, is resumed from update 1, dies in update 4 and is resumed from update 3."""
     settings = FOUR_UPDATES | dict(warmup_updates=1, lr_scheduler="linear")
@@ -389,6 +391,7 @@ def test_a_run_that_died_and_was_resumed_twice_is_the_whole_one(tmp_path):
     same(run, whole, "resumed twice")
 
 
+@pytest.mark.filterwarnings("ignore:the run's ")
 def test_updates_after_the_last_checkpoint_are_cut_from_the_log_and_done_again(tmp_path):
     settings = FOUR_UPDATES | dict(save_every=2)
     whole = make(tiny_policy(), output_dir=str(tmp_path / "whole"), **settings)
@@ -464,6 +467,7 @@ def falling(prompts, responses):
     return [falling.score] * len(responses)
 
 
+@pytest.mark.filterwarnings("ignore:the run's ")
 def test_an_early_stopped_run_stays_stopped(tmp_path):
     falling.score = 0
     settings = FOUR_UPDATES | dict(eval_every=1, early_stopping_patience=2)
@@ -519,6 +523,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS[::-1], PROMPTS[:-1], [*PROMPTS, "more"]])
+@pytest.mark.filterwarnings("ignore:resumed with other settings")
 def test_other_prompts_are_refused(folder, prompts):
     ppo = make(tiny_policy(), resume_from_checkpoint=folder / "plain", output_dir=None, total_episodes=16)
     with pytest.raises(CheckpointError, match="the prompts are not those of .*: pass the same, in the same order"):
@@ -598,6 +603,7 @@ def test_a_moved_run_goes_on_where_it_is_now(tmp_path):
         assert resumed.config.output_dir == str(tmp_path / "there"), "a moved run writes to its old folder"
 
 
+@pytest.mark.filterwarnings("ignore:resumed with other settings")
 def test_the_logs_of_another_run_are_not_overwritten(tmp_path):
     for name in ("one", "other"):
         make(output_dir=str(tmp_path / name), save_every=1).train(PROMPTS)
@@ -608,6 +614,7 @@ def test_the_logs_of_another_run_are_not_overwritten(tmp_path):
     assert (tmp_path / "other/metrics.jsonl").read_text() == log, "resuming one run overwrote the log of another"
 
 
+@pytest.mark.filterwarnings("ignore:resumed with other settings")
 def test_held_out_prompts_that_come_late_are_no_update_0(tmp_path):
     make(output_dir=str(tmp_path), save_every=1).train(PROMPTS)
     resumed = make(resume_from_checkpoint=tmp_path, total_episodes=16, eval_every=1)
@@ -657,5 +664,8 @@ def test_another_reward_is_told(tmp_path):
     def consonants(prompts, responses):
         return [len(response) for response in responses]
 
-    with pytest.warns(UserWarning, match="the run's reward was vowels, and now it is .*consonants"):
+    with (
+        pytest.warns(UserWarning, match="the run's held-out judge was vowels, and now it is .*consonants"),
+        pytest.warns(UserWarning, match="the run's reward was vowels, and now it is .*consonants"),
+    ):
         make(reward=consonants, resume_from_checkpoint=tmp_path)

@@ -207,6 +207,7 @@ def test_a_run_resumed_with_rollouts_of_another_size_ends_at_its_responses(chang
     assert rates == pytest.approx(wanted), "the schedule does not stand where as many responses lead"
 
 
+@pytest.mark.filterwarnings("ignore:resumed with other settings")
 def test_the_command_line_resumes_with_another_size(tmp_path, capsys):
     common = ["--set", "max_new_tokens=4", "--set", "num_ppo_epochs=1", "--set", f"output_dir={tmp_path}/run"]
     sizes = ["--set", "total_episodes=24", "--set", "batch_size=4", "--set", "minibatch_size=4"]

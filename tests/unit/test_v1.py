@@ -189,7 +189,7 @@ def test_the_generator_moves_as_far_as_the_longest_response(stage):
     mine, by_hand = (torch.Generator().manual_seed(3) for _ in range(2))
     longest = int(stage(likely_eos(tiny_policy(), boost=8.0)).respond(PROMPTS, mine, tokens=30).lengths.max())
     torch.rand(longest, len(PROMPTS), 1, generator=by_hand, dtype=torch.float64)
-    assert longest < 30 and torch.equal(mine.get_state(), by_hand.get_state()), "the sampler moves its generator further"
+    assert longest < 30 and torch.equal(mine.get_state(), by_hand.get_state()), "the generator is moved too far"
 
 
 # early stopping and the best model
