@@ -53,7 +53,7 @@ chapter: $(STAMP) ## execute one chapter: make chapter CH=03_rollouts
 	@$(PY) book/tools/execute.py --build $(BUILD) --profile $(PROFILE) $(CH)
 
 test: lint book browser ## every test; builds the book first when it must
-	BOOK_BUILD=$(abspath $(BUILD)) PROFILE=$(PROFILE) OMP_NUM_THREADS=1 VARIANT= $(PY) -m pytest -n 2 --dist worksteal --ignore tests/site
+	BOOK_BUILD=$(abspath $(BUILD)) PROFILE=$(PROFILE) OMP_NUM_THREADS=1 VARIANT= $(PY) -m pytest -n 2 --dist worksteal --ignore tests/site --junitxml=$(BUILD)/tests.xml
 	BOOK_BUILD=$(abspath $(BUILD)) PROFILE=$(PROFILE) $(PY) -m pytest -n 2 --dist worksteal tests/site
 
 test-fast: $(STAMP) ## the tests that need neither chapters nor a browser
@@ -63,9 +63,9 @@ test-variant: $(STAMP) ## every chapter as on another machine: the one that the 
 	@echo "variant: $(or $(VARIANT),$(ROTATING))"
 	VARIANT=$(or $(VARIANT),$(ROTATING)) $(PY) -m pytest -n 2 --dist worksteal tests/sturdy
 
-sturdy: $(STAMP) ## every chapter under 12 variants and the library's tests under three kernels (1.5 hours, goes on)
+sturdy: $(STAMP) ## every chapter under 12 variants, the README's commands under three kernels (2 hours, goes on)
 	$(PY) benchmarks/sturdy.py chapters $(CH)
-	$(PY) benchmarks/sturdy.py tests
+	$(PY) benchmarks/sturdy.py readme
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
     python benchmarks/sturdy.py chapters                       every chapter under every variant; goes on where stopped
     python benchmarks/sturdy.py chapters 09_when_to_stop --variants avx2 seed-1
-    python benchmarks/sturdy.py tests                          the library's tests under three kernels
+    python benchmarks/sturdy.py readme                         the README's commands, under three kernels
     python benchmarks/sturdy.py tables                         the page's tables from the stored runs (seconds)
 
 A chapter that was run counts until the chapter itself, the library, the versions or the processor change.
@@ -210,25 +210,32 @@ def tables() -> None:
     print(f"{total['passed']} of {total['run']} runs passed")
 
 
-def run_tests() -> None:
-    """The tests that need neither chapters nor a browser, under each kernel; with the margins of the learning tests."""
-    for name, environment in KERNELS.items():
-        report = BUILD / f"tests-{name}.xml"
-        report.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", f"--junitxml={report}"]
-        ignored = [f"--ignore=tests/{name}" for name in ("notebooks", "site", "sturdy", "unit/test_where_it_ran.py")]
-        variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        subprocess.run([*command, *ignored], cwd=ROOT, env=variables, check=False)
-        store_tests(name, ElementTree.parse(report).getroot().find("testsuite"))
+def run_readme(kernels: list[str]) -> None:
+    """In a fresh clone under each kernel: make book, make book again, make test. Their environment is shared."""
+    clone, shared = BUILD / "readme", BUILD / "readme-environment"
+    for name in kernels:
+        shutil.rmtree(clone, ignore_errors=True)
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+        subprocess.run(["make", "environment", f"VENV={shared}"], cwd=clone, check=True)
+        told: dict[str, float] = {"commands_failed": 0}
+        for column, command in (("book", "book"), ("book_again", "book"), ("test", "test")):
+            began = time.monotonic()
+            words, variables = ["make", command, f"VENV={shared}"], {**os.environ, **KERNELS[name]}
+            told["commands_failed"] += subprocess.run(words, cwd=clone, env=variables).returncode != 0
+            told[f"{column}_seconds"] = time.monotonic() - began
+            print(name, told, flush=True)
+        store_tests(name, ElementTree.parse(clone / "_build/tests.xml").getroot().find("testsuite"), told)
 
 
-def store_tests(kernel: str, suite: ElementTree.Element) -> None:
+def store_tests(kernel: str, suite: ElementTree.Element, commands: dict[str, float]) -> None:
     """Add what a kernel's tests reported to the stored file, and the worst of each threshold over all kernels."""
     counts = {what: int(suite.get(what)) for what in ("tests", "failures", "errors", "skipped")}
     cases = list(suite.iter("testcase"))
     notes = [(case.get("name"), each) for case in cases for each in case.iter("property")]
     kernels = json.loads(TESTS.read_text("utf8"))["kernels"] if TESTS.exists() else {}
     kernels[kernel] = {
+        **commands,
+        "commit": provenance()["commit"],
         "passed": counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"],
         **counts,
         "seconds": float(suite.get("time")),
@@ -246,7 +253,7 @@ def store_tests(kernel: str, suite: ElementTree.Element) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["chapters", "full", "tests", "tables", "rotating"])
+    parser.add_argument("what", choices=["chapters", "full", "readme", "tables", "rotating"])
     parser.add_argument("chapters", nargs="*", help="names such as 03_rollouts; all when none is named")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(EVERY))
     parser.add_argument("--again", action="store_true", help="also what has failed before")
@@ -254,8 +261,8 @@ def main() -> None:
     chapters = [toc.CHAPTERS / f"{name}.ipynb" for name in options.chapters] or toc.chapters(toc.read())
     if options.what == "rotating":
         print(rotating(provenance()["commit"]))
-    elif options.what == "tests":
-        run_tests()
+    elif options.what == "readme":
+        run_readme([name for name in KERNELS if name in options.variants])
     elif options.what in ("chapters", "full"):
         run_all(chapters, list(FULL) if options.what == "full" else options.variants, options.again)
     if options.what != "rotating":
