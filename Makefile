@@ -53,7 +53,7 @@ chapter: $(STAMP) ## execute one chapter: make chapter CH=03_rollouts
 	@$(PY) book/tools/execute.py --build $(BUILD) --profile $(PROFILE) $(CH)
 
 test: lint book browser ## every test; builds the book first when it must
-	BOOK_BUILD=$(abspath $(BUILD)) PROFILE=$(PROFILE) OMP_NUM_THREADS=1 VARIANT= $(PY) -m pytest -n 2 --dist worksteal --ignore tests/site --junitxml=$(BUILD)/tests.xml
+	BOOK_BUILD=$(abspath $(BUILD)) PROFILE=$(PROFILE) OMP_NUM_THREADS=1 VARIANT= $(PY) -m pytest -n 2 --dist worksteal --ignore tests/site --durations=25 --junitxml=$(BUILD)/tests.xml
 	BOOK_BUILD=$(abspath $(BUILD)) PROFILE=$(PROFILE) $(PY) -m pytest -n 2 --dist worksteal tests/site
 
 test-fast: $(STAMP) ## the tests that need neither chapters nor a browser
