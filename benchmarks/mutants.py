@@ -65,7 +65,7 @@ LEFT_OUT = (  # drawing, and chapters' questions, each of which has right and wr
 )  # fmt: skip
 TESTS = ("tests/unit", "tests/proofs")  # those of learning take minutes each
 # These ask for bytes, for seconds, and for a service that other processes have as well.
-TOO_SENSITIVE = "not short_soak and not overhead and not weights_and_biases_reads"
+TOO_SENSITIVE = "not short_soak and not overhead and not weights_and_biases_reads and not held_out_texts_are_shown"
 # Modules that tests of their own hold in seconds, for `make test`.
 QUICK = {
     "losses": ["tests/unit/test_losses.py"],

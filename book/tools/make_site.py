@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import anywidget
+import nbformat
 import yaml
 
 import execute
@@ -47,6 +48,20 @@ def copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
+def dress(executed: Path, page: Path) -> None:
+    """The chapter as its page shows it: solutions are called so, and an exercise that nobody tried says nothing."""
+    notebook, untried = nbformat.read(executed, as_version=4), False
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        if "exercise-solution" in tags:
+            cell.metadata["mystnb"] = {"code_prompt_show": "Solution", "code_prompt_hide": "Hide the solution"}
+        elif "exercise-check" in tags and untried:
+            cell.outputs = []
+        untried = "exercise" in tags
+    page.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, page)
+
+
 def pages_to_build(contents: dict, only: str | None) -> set[str]:
     """The pages of the table of contents that exist; with `only`, no chapter but that one."""
     wanted = set()
@@ -75,7 +90,7 @@ def stage(build: Path, contents: dict, profile: str) -> Path:
         copy(path, source / "book/_static/vendor" / name)
     chapters = toc.chapters(contents)
     for chapter, executed in zip(chapters, execute.execute_all(chapters, build, profile), strict=True):
-        copy(executed, source / chapter.relative_to(toc.ROOT))
+        dress(executed, source / chapter.relative_to(toc.ROOT))
     return source
 
 
