@@ -217,7 +217,7 @@ def run_readme(kernels: list[str]) -> None:
         shutil.rmtree(clone, ignore_errors=True)
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
         subprocess.run(["make", "environment", f"VENV={shared}"], cwd=clone, check=True)
-        told: dict[str, float] = {"commands_failed": 0}
+        told = {"commit": provenance()["commit"], "commands_failed": 0}
         for column, command in (("book", "book"), ("book_again", "book"), ("test", "test")):
             began = time.monotonic()
             words, variables = ["make", command, f"VENV={shared}"], {**os.environ, **KERNELS[name]}
@@ -227,7 +227,7 @@ def run_readme(kernels: list[str]) -> None:
         store_tests(name, ElementTree.parse(clone / "_build/tests.xml").getroot().find("testsuite"), told)
 
 
-def store_tests(kernel: str, suite: ElementTree.Element, commands: dict[str, float]) -> None:
+def store_tests(kernel: str, suite: ElementTree.Element, commands: dict) -> None:
     """Add what a kernel's tests reported to the stored file, and the worst of each threshold over all kernels."""
     counts = {what: int(suite.get(what)) for what in ("tests", "failures", "errors", "skipped")}
     cases = list(suite.iter("testcase"))
@@ -235,7 +235,6 @@ def store_tests(kernel: str, suite: ElementTree.Element, commands: dict[str, flo
     kernels = json.loads(TESTS.read_text("utf8"))["kernels"] if TESTS.exists() else {}
     kernels[kernel] = {
         **commands,
-        "commit": provenance()["commit"],
         "passed": counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"],
         **counts,
         "seconds": float(suite.get("time")),

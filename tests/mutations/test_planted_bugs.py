@@ -208,7 +208,7 @@ BUGS = [
 def cases(test):
     """The argument sets of a parametrised test; one empty set for a plain one."""
     sets = [{}]
-    for mark in getattr(test, "pytestmark", []):
+    for mark in [mark for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize"]:
         names = [mark.args[0]] if isinstance(mark.args[0], str) else list(mark.args[0])
         rows = [row if len(names) > 1 else (row,) for row in mark.args[1]]
         sets = [known | dict(zip(names, row, strict=True)) for known in sets for row in rows]

@@ -364,9 +364,9 @@ def test_a_margin_is_the_worst_over_all_kernels(program, monkeypatch, tmp_path):
         )
 
     for kernel, numbers in (("native", (1.5, 2.0)), ("avx2", (1.2, 1.0)), ("sse41", (1.9, 3.0))):
-        sturdy.store_tests(kernel, suite(*numbers))
+        sturdy.store_tests(kernel, suite(*numbers), {"commands_failed": 0, "test_seconds": 70.5})
     content = json.loads((tmp_path / "tests.json").read_text())
     row = content["kernels"]["avx2"]
-    assert (row["passed"], row["seconds"], row["failed"]) == (3, 1.5, ["falls"]), "not the tests that passed"
+    assert (row["passed"], row["test_seconds"], row["failed"]) == (3, 70.5, ["falls"]), "not the tests that passed"
     worst = {row["what"]: row["worst"] for row in content["margins"]}
     assert worst == {"reward": 1.2, "KL": 3.0}, "not the nearest to its threshold, or beyond it, of all kernels"
