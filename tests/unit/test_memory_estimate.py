@@ -57,6 +57,16 @@ def test_as_many_responses_are_counted_as_are_computed_at_a_time(fit, together, 
     assert seen == [16, together], f"{seen[1]} responses of {seen[0]} tokens are taken to be computed at a time"
 
 
+def test_a_step_takes_the_room_of_one_of_its_micro_batches():
+    """However many there are, only `minibatch_size` responses have gradients at a time."""
+    two, eight = (
+        memory_by_moment(PPOConfigV1(**SHORT | {"total_episodes": 320}, gradient_accumulation_steps=steps), TINY, 60)
+        for steps in (2, 8)
+    )
+    for moment in ("forward", "backward"):
+        assert two[moment] == eight[moment], f"{moment}: a whole step is taken to be in memory at once"
+
+
 def test_adapters_leave_no_reference_and_little_to_train():
     parts = estimate_memory(PPOConfigV1(**SHORT, lora_rank=4), TINY, 6)
     full = estimate_memory(PPOConfigV1(**SHORT), TINY, 6)

@@ -240,6 +240,14 @@ def test_the_best_model_is_kept(tmp_path):
     assert all(torch.equal(last[name], weight) for name, weight in seen[4].items()), "model/ is not the last model"
 
 
+@pytest.mark.parametrize("eval_every", [1, 2, 3, 4])
+def test_as_many_evaluations_are_planned_as_are_made(eval_every):
+    """Three updates: a whole number of `eval_every`, or one more evaluation after the last."""
+    ppo = make(eval_every=eval_every)
+    ppo.train(PROMPTS, HELD_OUT)
+    assert ppo.config.num_evaluations == len(ppo.evaluations), "the plan counts other evaluations than a run makes"
+
+
 def test_held_out_prompts_without_room_are_refused_before_anything_is_done(tmp_path):
     ppo = make(output_dir=str(tmp_path / "run"))
     with pytest.raises(ValueError, match="prompt 1 has 61 tokens; with `max_new_tokens`=4 .* context of 64"):
