@@ -27,6 +27,7 @@ def test_what_failed_under_another_kernel_is_named_on_the_page():
     kernels = stored.load("sturdy/tests.json")["kernels"]
     assert "sse41" in kernels
     for name, row in kernels.items():
+        assert row["commands_failed"] == 0, f"{name}: a command of the README failed"
         assert row["passed"] > 1500 and row["errors"] == 0 and row["failures"] == len(row["failed"])
         unnamed = [test for test in row["failed"] if test.split("[")[0] not in PAGE]
         assert not unnamed, f"{name}: the page says nothing of {unnamed}"
