@@ -337,7 +337,7 @@ class Watch:
 
     def pytest_runtest_logreport(self, report):
         if report.failed:
-            self.failed.setdefault(report.nodeid, str(report.longrepr)[-600:])
+            self.failed.setdefault(report.nodeid, str(report.longrepr)[-4000:])
         elif report.skipped:
             self.skipped.add(report.nodeid)
 

@@ -349,6 +349,15 @@ def crafted(path, marker, by_torch=False):
     return path
 
 
+def test_a_fingerprint_tells_where_one_part_ends():
+    assert checkpoint.fingerprint("ab", "c") != checkpoint.fingerprint("a", "bc"), "prompts run into each other"
+    one, two = torch.tensor([1.0, 2.0]), torch.tensor([3.0])
+    parts = (one, two), (one[:1], torch.cat([one[1:], two]))
+    first, second = (checkpoint.fingerprint(*part) for part in parts)
+    assert first != second, "tensors run into each other"
+    assert first == checkpoint.fingerprint(*parts[0]) != checkpoint.fingerprint(*parts[0][::-1])
+
+
 @pytest.mark.parametrize("by_torch", [False, True])
 def test_a_pickle_in_place_of_a_checkpoint_is_refused(by_torch, marker, tmp_path):
     file = crafted(tmp_path / "checkpoint.pt", marker, by_torch)

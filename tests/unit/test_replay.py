@@ -340,6 +340,8 @@ class Accounts:
         assert sum(text is not None for text in replay.prompts) == held, "a prompt is kept without its response"
         assert [sum(bars) for bars in replay.histograms(self.version).values()] == [held, held]
         if held:
+            score = replay.statistics(self.version)["replay/score_mean"]
+            assert score == pytest.approx(sum(self.names) / held), "the mean score is not that of the held responses"
             probabilities = replay.probabilities(self.version)
             assert probabilities.sum().item() == pytest.approx(1.0) and (probabilities > 0).all()
         if self.twin:

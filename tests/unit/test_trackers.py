@@ -1,6 +1,7 @@
 """Logs: every tracker is told the same numbers, and none of them can stop a run."""
 
 import errno
+import io
 import json
 import math
 import sys
@@ -14,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb.proto import wandb_internal_pb2
 
 from ppo_lib.config import PPOConfigV1
+from ppo_lib.running import trackers
 from ppo_lib.running.trackers import COLUMNS, Console, JSONLines, SampleLines, log_samples, run_facts
 from tests.unit.disk import Disk
 from tests.unit.runs_v1 import HELD_OUT, PROMPTS, make, numbers
@@ -232,6 +234,22 @@ def test_lines_that_the_disk_does_not_take_wait_for_it(tmp_path):
         assert (tmp_path / "log").read_text() == '{"update": 1}\n', "half a line is left in the log"
     log.log({"update": 4})
     assert [row["update"] for row in lines(tmp_path / "log")] == [1, 2, 3, 4], "lines that had to wait are lost"
+
+
+def test_lines_that_are_refused_as_the_file_is_closed_wait_too(tmp_path, monkeypatch):
+    """A short text lies in the file's buffer until then, and `write` has said nothing."""
+
+    class Full(io.StringIO):
+        def __exit__(self, *error):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = JSONLines(tmp_path / "log")
+    with monkeypatch.context() as patch:
+        patch.setattr(trackers, "open", lambda *arguments, **names: Full(), raising=False)
+        with pytest.warns(UserWarning, match="its lines wait in memory"):
+            log.log({"update": 1})
+    log.log({"update": 2})
+    assert [row["update"] for row in lines(tmp_path / "log")] == [1, 2], "a line refused at the close is forgotten"
 
 
 @pytest.mark.parametrize("fault", ["a full disk", "a refused permission"])

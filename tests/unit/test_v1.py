@@ -95,6 +95,15 @@ def test_adaptive_kl_by_hand():
         )
 
 
+def test_held_out_rewards_are_charged_the_adapted_beta():
+    ppo = make(kl_coef=0.1, kl_target=1.0, kl_horizon=4, learning_rate=1e-2)
+    ppo.train(PROMPTS, HELD_OUT)
+    told = ppo.evaluate_at(3)
+    assert ppo.kl_coef != 0.1 and told["eval/kl"] > 0, "nothing to tell the two apart by"
+    by_hand = told["eval/score"] - ppo.kl_coef * told["eval/kl"]
+    assert told["eval/rlhf_reward"] == pytest.approx(by_hand), "held-out rewards are charged with the first β"
+
+
 def test_the_adapted_beta_is_the_price_of_the_next_update():
     ppo = make(kl_coef=0.1, kl_target=1.0, kl_horizon=4, learning_rate=1e-2)
     charged = [-m["objective/non_score_reward"] / m["objective/kl"] for m in ppo.train(PROMPTS)[1:]]
