@@ -121,7 +121,8 @@ def test_a_mean_has_the_interval_of_95_percent():
 
 def test_values_that_are_all_equal_have_no_width():
     with warnings.catch_warnings(action="error"):
-        assert efficiency.mean_interval([0.25] * 3) == (0.25, 0.25, 0.25), "equal values have a width"
+        for runs in ([0.25] * 3, [0.25]):
+            assert efficiency.mean_interval(runs) == (0.25, 0.25, 0.25), "equal values, or a single one, have a width"
     ratio, low, high = efficiency.ratio_interval(2 * OTHER, OTHER)
     assert (ratio, low, high) == pytest.approx((2, 2, 2)), "seeds are drawn apart: equally hard ones no longer meet"
 

@@ -52,6 +52,8 @@ def test_masked_statistics_ignore_what_is_masked():
     mask = torch.tensor([[True, True, False], [True, False, False]])
     assert masked_mean(x, mask).item() == pytest.approx(2.0), "the mean runs over padding: divide by mask.sum()"
     assert masked_var(x, mask).item() == pytest.approx(1.0), "the variance is not the unbiased one over the mask"
+    two = mask & (x < 3)
+    assert masked_var(x, two).item() == pytest.approx(0.5), "the variance of two values does not divide by n − 1 = 1"
     white = whiten(x, mask)
     assert white[mask].mean().item() == pytest.approx(0.0, abs=1e-6), "whitening does not shift the mean to 0"
     assert white[mask].std().item() == pytest.approx(1.0, abs=1e-6), "whitening does not scale the variance to 1"

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ppo_lib.config import ReplayConfig
 from ppo_lib.estimators import gae
 from ppo_lib.importance import effective_sample_size, importance_ratios, second_moment_mask, vtrace
 from tests.unit.tiny import hand_rollout
@@ -30,6 +31,29 @@ def test_ratios_by_hand():
     )
 
 
+def test_left_to_themselves_ratios_are_of_tokens_and_targets_of_a_default_run():
+    """What a call without settings gives is what `ReplayConfig()` trains with."""
+    config, (rollout, rewards) = ReplayConfig(), made()
+    ratios = importance_ratios(rollout.logprobs, 2 * rollout.logprobs, rollout.mask)
+    by_token = importance_ratios(rollout.logprobs, 2 * rollout.logprobs, rollout.mask, config.importance_level)
+    assert torch.equal(ratios, by_token), "`importance_ratios` has another default than `importance_level`"
+    arguments = (rewards, rollout.values, rollout.mask, rollout.ended)
+    for rule, by_default, named in (
+        ("gae", gae(*arguments), gae(*arguments, config.gamma, config.lam, config.bootstrap_cut)),
+        ("vtrace", vtrace(*arguments, ratios), vtrace(*arguments, ratios, config.gamma, config.lam)),
+    ):
+        assert torch.equal(by_default[0], named[0]), f"the defaults of `{rule}` are not the settings' γ, λ and cut"
+
+
+@pytest.mark.parametrize("rule", ["gae", "vtrace"])
+def test_a_response_of_one_token_has_one_reward(rule):
+    rewards, values, mask = torch.tensor([[2.0]]), torch.tensor([[0.5, 9.0]]), torch.ones(1, 1, dtype=torch.bool)
+    arguments = rewards, values, mask, torch.tensor([True])
+    advantages, targets = gae(*arguments) if rule == "gae" else vtrace(*arguments, torch.tensor([[0.5]]))
+    assert advantages.item() == 1.5, f"{rule}: A of the only token is r − V"
+    assert targets.item() == (2.0 if rule == "gae" else 1.25), f"{rule}: the target is V + c̄ A"
+
+
 def test_effective_sample_size_by_hand():
     assert effective_sample_size(torch.ones(5)) == pytest.approx(1.0), "even weights are not worth all samples"
     assert effective_sample_size(torch.tensor([1.0, 0.0, 0.0, 0.0])) == pytest.approx(0.25), "one of n is not worth 1/n"
@@ -41,6 +65,9 @@ def test_second_moment_mask_leaves_out_the_furthest():
     mask = torch.tensor([[True, True, True, False]])
     kept = second_moment_mask(ratios, mask, 0.1)
     assert kept.tolist() == [[1.0, 1.0, 0.0, 0.0]], "the mask does not leave out the furthest tokens and padding"
+    twice = torch.tensor([[1.0, 2.0]])
+    exactly = (twice[0, 1].log() ** 2 / 2).item()  # the mean of both, as the first has no moment
+    assert second_moment_mask(twice, mask[:, :2], exactly).sum() == 2, "a mean of exactly the limit is allowed"
     assert second_moment_mask(ratios, mask, 100.0).tolist() == [[1.0, 1.0, 1.0, 0.0]]
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppo_lib.losses import clip_fraction, entropy_of, policy_loss, value_loss
+from ppo_lib.losses import clip_fraction, entropy_of, policy_loss, value_clip_fraction, value_loss
 
 ONE = torch.ones(1, 1, dtype=torch.bool)
 
@@ -41,6 +41,18 @@ def test_gradient_dies_exactly_where_the_clip_bites(ratio, advantage, moves):
     assert (logprob.grad.item() != 0) == moves, "the clip removes the gradient on the wrong side"
     fraction = clip_fraction(logprob, one(0.0), one(advantage), ONE, 0.2).item()
     assert fraction == float(not moves), "the clip fraction does not count the tokens that lost their gradient"
+
+
+def test_on_the_edge_of_the_clip_nothing_is_counted():
+    up, down = one(1.5).log().exp().item(), one(0.5).log().exp().item()
+    cases = {
+        "a token whose advantage is 0 has no gradient to lose": [(1.5, 0.0, 0.2), (0.5, 0.0, 0.2)],
+        "at exactly 1±ε nothing is clipped yet": [(1.5, 1.0, up - 1), (0.5, -1.0, 1 - down)],
+    }
+    for rule, tokens in cases.items():
+        for ratio, advantage, cliprange in tokens:
+            counted = clip_fraction(one(ratio).log(), one(0.0), one(advantage), ONE, cliprange).item()
+            assert counted == 0, f"the clip fraction counts what is not clipped: {rule}"
 
 
 def test_policy_gradient_against_finite_differences():
@@ -86,6 +98,30 @@ def test_value_clip_is_pessimistic():
     assert value_loss(one(1.0), one(0.0), one(2.0), ONE, 0.2).item() == pytest.approx(0.5 * 1.8**2), (
         "the value clip is lost: the error of the value that moved too far must be the clipped one's"
     )
+
+
+# Value before and now, target, ε = ¼; whether the clip takes the value's gradient.
+VALUES = [
+    (0.5, 1.5, 2.0, True, "a value that rose too far towards its target"),
+    (0.5, -0.5, -2.0, True, "a value that fell too far towards its target"),
+    (0.5, 1.5, -2.0, False, "a value that rose away from its target: it must find back"),
+    (0.5, -0.5, 2.0, False, "a value that fell away from its target: it must find back"),
+    (0.5, 0.6, 2.0, False, "a value that moved less than ε"),
+    (0.5, 0.4, -2.0, False, "a value that moved less than ε"),
+    (0.5, 0.75, 2.0, False, "a value that moved by ε and no further"),
+    (0.0, 0.5, 0.375, False, "a value and a clipped one with the same error"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "target", "stops", "which"), VALUES)
+def test_the_value_clip_is_counted_where_it_takes_the_gradient(old, new, target, stops, which):
+    value = one(new).requires_grad_()
+    value_loss(value, one(old), one(target), ONE, 0.25).backward()
+    counted = value_clip_fraction(one(new), one(old), one(target), ONE, 0.25).item()
+    verb = {True: "loses", False: "keeps"}
+    if which != VALUES[-1][-1]:  # at a tie the gradient is half of either
+        assert (value.grad.item() == 0) == stops, f"{which} {verb[stops]} its gradient: max of (V − R)² and clipped"
+    assert counted == float(stops), f"the value's clip fraction is wrong: {which} {verb[stops]} its gradient"
 
 
 def test_entropy_of_known_distributions():
