@@ -30,7 +30,7 @@ REFUSED = {
     "replay_buffer_size": ({"replay_buffer_size": 33}, "keep `replay_buffer_size` and `max_new_tokens`"),
     "lr_scheduler": (
         {"lr_scheduler": "linear"},
-        "`lr_scheduler` was 'constant' and cannot change in mid-run: only `learning_rate` can",
+        "was 'constant' .*: only `learning_rate` can",
     ),
     "lr_scheduler_kwargs": (
         {"lr_scheduler_kwargs": {"gamma": 2.0}, "lr_scheduler": "ExponentialLR"},
@@ -42,7 +42,7 @@ REFUSED = {
     "lora_rank": ({"lora_rank": 3}, "`lora_rank` was 2 .*: keep it, or begin a run"),
     "frozen_dtype": (
         {"lora_rank": 2, "frozen_dtype": "bfloat16"},
-        "`frozen_dtype` was 'float32' .*: keep it, or begin a run",
+        "was 'float32' .*: keep it, or begin",
     ),
 }
 # A value of each setting that is not its default; together they make a run.
