@@ -482,6 +482,21 @@ class Tests:
         return digest(*tests, *(self.digests[file] for file in sorted({test.split("::")[0] for test in tests})))
 
 
+@functools.cache
+def digest_of_test(test: str) -> str | None:
+    """Of a test and of what its file holds besides tests; None of what is no test's name."""
+    file, _, name = test.split("[")[0].partition("::")
+    if not (ROOT / file).is_file():
+        return None
+    tree = ast.parse((ROOT / file).read_text("utf8"))
+    tree.body = [node for node in tree.body if getattr(node, "name", name) == name or not is_test(node)]
+    return digest(ast.unparse(tree))
+
+
+def is_test(node: ast.stmt) -> bool:
+    return isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+
+
 def attempt(*portions: tuple[list[str], dict[str, float] | None]) -> dict:
     """Run tests until one fails: which, and what it says. A portion is what pytest is told, and an order of tests."""
     for arguments, order in portions:
@@ -513,11 +528,11 @@ def warm(names: Iterable[str]) -> None:
 
 
 def still_true(row: dict, mutant: Mutant, tests: Tests, seconds: float) -> bool:
-    """A kill counts while the module and the killing test are as they were; a survival, while all that it met are."""
+    """A kill counts while module and killing test are as they were; a survival, while all files that it met are."""
     if row["source"] != digest(path_of(mutant.module).read_text("utf8")):
         return False
     if row["killed_by"]:
-        return row["killer"] == tests.digests.get(row["killed_by"].split("::")[0])
+        return row["killer"] == digest_of_test(row["killed_by"])
     return row["tests"] == tests.digest_of(tests.within(mutant, seconds))
 
 
@@ -581,7 +596,7 @@ def note(mutant: Mutant, told: dict, took: float, tests: Tests, seconds: float) 
         "key": mutant.key,
         "source": digest(path_of(mutant.module).read_text("utf8")),
         "killed_by": killed_by,
-        "killer": killed_by and tests.digests.get(killed_by.split("::")[0]),
+        "killer": killed_by and digest_of_test(killed_by),
         "message": told.get("message", ""),
         "tests": tests.digest_of(order),
         "met": len(order),

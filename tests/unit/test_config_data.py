@@ -2,16 +2,30 @@
 
 import dataclasses
 import math
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pydantic
 import pytest
 from datasets import Dataset
 from torch import Generator
 
+from ppo_lib import config
 from ppo_lib.commands.cli import one_line
-from ppo_lib.config import PPOConfig, PPOConfigV1, ReplayConfig
+from ppo_lib.config import (
+    REPLAY_SETTINGS,
+    PPOConfig,
+    PPOConfigV1,
+    ReplayConfig,
+    described_settings,
+    preset_settings,
+    write_whole,
+)  # fmt: skip
 from ppo_lib.data import PPODataset, PromptBatches, as_dataset
+from toc import ROOT
 
 # Each kind: its nearest legal values, and of the illegal ones the nearest, with what is said of them.
 JUST_BELOW_0, JUST_ABOVE_1 = math.nextafter(0, -1), math.nextafter(1, 2)
@@ -192,3 +206,50 @@ def test_a_dataset_smaller_than_a_batch_is_cycled_evenly():
     assert all(sorted(drawn[i : i + 3]) == ["a", "b", "c"] for i in range(0, 21, 3)), (
         "a pass drops some prompts and repeats others"
     )
+
+
+# files of settings
+
+FAR_FROM_UTF_8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # as old terminals and Windows are
+
+
+def test_files_are_utf_8_wherever_they_are_written_and_read(tmp_path):
+    program = (
+        "import locale, sys; from ppo_lib.config import PPOConfigV1, write_whole\n"
+        "assert locale.getpreferredencoding(False) != 'UTF-8', 'this shows nothing'\n"
+        "PPOConfigV1(project='Größe').to_yaml('run.yaml')\n"
+        "assert PPOConfigV1.from_yaml('run.yaml').project == 'Größe', 'read otherwise than written'\n"
+        "write_whole('text', 'ß')\n"
+    )
+    (tmp_path / "program.py").write_text(program, "utf8")
+    environment = os.environ | FAR_FROM_UTF_8 | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    assert (tmp_path / "text").read_bytes() == "ß".encode(), "a text is written in the terminal's encoding"
+
+
+def test_a_text_that_cannot_be_written_says_why(tmp_path, monkeypatch):
+    def full(path, *text, **how):
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "run.yaml").write_text("seed: 1\n")
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(tmp_path / "run.yaml", "seed: 2\n")
+    assert (tmp_path / "run.yaml").read_text() == "seed: 1\n", "what the file held is lost"
+
+
+def test_the_sizes_of_the_buffer_are_taken_where_they_are_asked_for(tmp_path, monkeypatch):
+    assert not preset_settings("16gb").keys() & REPLAY_SETTINGS, "a run without replay is given a buffer"
+    assert preset_settings("16gb", with_replay=True).keys() & REPLAY_SETTINGS, "a run with replay is given no buffer"
+    (tmp_path / "7gb.yaml").write_text("batch_size: 2\n")
+    monkeypatch.setattr(config, "PRESETS", tmp_path)
+    assert preset_settings("7gb", with_replay=True) == {"batch_size": 2}, "a preset needs no part for replay"
+
+
+def test_defaults_are_told_as_yaml_spells_them():
+    rows = {row["name"]: row for row in described_settings()}
+    spelt = {name: rows[name]["default"] for name in ("model", "output_dir", "bootstrap_cut", "learning_rate")}
+    assert spelt == {"model": "reviews", "output_dir": "null", "bootstrap_cut": "false", "learning_rate": "0.001"}
+    assert rows["output_dir"]["text"].endswith("null writes nothing"), "a description says None, which YAML has not"
+    assert rows["batch_size"]["default"] == "32 (v2: 8)", "another default of a later stage is not told"

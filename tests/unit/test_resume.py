@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 import warnings
 from types import SimpleNamespace
 
@@ -13,11 +14,14 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from ppo_lib import ppo_v2
+from ppo_lib.config import PPOConfigV1
 from ppo_lib.data import PPODataset
-from ppo_lib.rewards import RewardError
-from ppo_lib.running import checkpoint
+from ppo_lib.models import Critic
+from ppo_lib.rewards import RewardError, RewardModel
+from ppo_lib.running import checkpoint, resume
 from ppo_lib.running.checkpoint import CheckpointError
 from tests.unit.runs_v1 import HELD_OUT, PROMPTS, TINY, assert_same_run, make, numbers, vowels, weights
+from tests.unit.test_rewards import classifier
 from tests.unit.tiny import byte_tokenizer, likely_eos, smallest_policy, tiny_policy
 
 THREE_UPDATES = dict(total_episodes=12, save_every=1, keep_last=9, learning_rate=1e-2)
@@ -550,6 +554,22 @@ def test_another_reference_is_refused(folder, run, name):
         make(with_one_number_changed(name), resume_from_checkpoint=folder / run, output_dir=None)
 
 
+def test_another_frozen_trunk_of_the_critic_is_refused(folder):
+    """With adapters the critic's own trunk is frozen too, and in no checkpoint."""
+
+    def critic(change):
+        other = Critic.from_policy(tiny_policy())
+        with torch.no_grad():
+            next(other.parameters()).view(-1)[-1] += change
+        return other
+
+    where = folder / "critic"
+    make(tiny_policy(), critic=critic(0), output_dir=str(where), **FOUR_UPDATES, lora_rank=2).train(PROMPTS)
+    make(tiny_policy(), critic=critic(0), resume_from_checkpoint=where)
+    with pytest.raises(CheckpointError, match="the reference is not the one of the run"):
+        make(tiny_policy(), critic=critic(1e-3), resume_from_checkpoint=where)
+
+
 def test_another_tokenizer_is_refused(folder):
     """Two letters stand for each other."""
     vocabulary = {symbol: number for symbol, number in byte_tokenizer().get_vocab().items() if number < 256}
@@ -593,6 +613,41 @@ def test_other_settings_are_used_with_a_warning_and_free_ones_without(folder):
         warnings.simplefilter("error", UserWarning)
         ppo = make(tiny_policy(), resume_from_checkpoint=folder / "plain", output_dir=None, save_every=3, keep_last=7)
     assert (ppo.config.save_every, ppo.config.learning_rate) == (3, 1e-2), "settings are not those of the checkpoint"
+
+
+def test_settings_passed_as_a_config_are_used_with_a_warning(folder):
+    had = checkpoint.load_checkpoint(folder / "plain/checkpoints" / checkpoint.name_of(2))["config"]
+    config = PPOConfigV1(**had | {"learning_rate": 0.5, "output_dir": None})
+    with pytest.warns(UserWarning, match=r"resumed with other settings than the run had \(learning_rate\)"):
+        ppo = make(tiny_policy(), resume_from_checkpoint=folder / "plain", config=config)
+    assert ppo.config.learning_rate == 0.5, "a config that is given at a resume is not used"
+
+
+def test_a_checkpoint_from_before_a_setting_existed_goes_on(folder, tmp_path):
+    """What older versions did not store is what they did: no adapters, this tokenizer, counted from the start."""
+    state = checkpoint.load_checkpoint(folder / "plain/checkpoints" / checkpoint.name_of(2))
+    for name in ("lora_rank", "frozen_dtype", "share_trunk", "exact_check"):
+        del state["config"][name]
+    for name in ("tokenizer", "run_began"):
+        del state[name]
+    state["scaler"] = {"scale": 2.0}  # that of a GPU in fp16, which is not at hand
+    checkpoint.save_checkpoint(tmp_path / "checkpoints", 2, state)
+    ppo = make(tiny_policy(), resume_from_checkpoint=tmp_path)
+    assert (ppo.run_began, len(ppo.history)) == (0, 2), "an older run does not go on where it stood"
+    assert ppo.config.frozen_dtype == "float32"
+
+
+def test_a_checkpoint_that_was_copied_out_belongs_to_no_run(folder, tmp_path):
+    name = checkpoint.name_of(2)
+    shutil.copytree(folder / "plain/checkpoints" / name, tmp_path / name)
+    state, run = resume.find_state(tmp_path / name, None)
+    assert run is None, f"the run would go on in {run}, which is no run's folder"
+    assert state["history"], "the copy is not read"
+
+
+def test_a_folder_without_a_checkpoint_is_told(tmp_path):
+    with pytest.raises(CheckpointError, match="there is no whole checkpoint in .*checkpoints"):
+        resume.newest_state(tmp_path)
 
 
 def test_a_moved_run_goes_on_where_it_is_now(tmp_path):
@@ -669,3 +724,17 @@ def test_another_reward_is_told(tmp_path):
         pytest.warns(UserWarning, match="the run's reward was vowels, and now it is .*consonants"),
     ):
         make(reward=consonants, resume_from_checkpoint=tmp_path)
+
+
+class Length:
+    def __call__(self, prompts, responses):
+        return [len(response) for response in responses]
+
+
+@pytest.mark.parametrize("path", ["judges/first", ""])
+def test_a_reward_is_called_by_its_name_or_by_its_class(path):
+    judge = RewardModel(classifier(), byte_tokenizer())
+    judge.model.name_or_path = path
+    trainer = make(reward=judge, eval_reward=Length())
+    called = f"the reward model {path or type(judge.model).__name__}"
+    assert resume.reward_names(trainer) == {"reward": called, "held-out judge": "Length"}
