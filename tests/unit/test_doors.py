@@ -147,10 +147,15 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("name, text, prompts", [*FILES.values()], ids=FILES)
-def test_files_as_the_web_and_windows_write_them(name, text, prompts, tmp_path):
+@pytest.mark.parametrize("case", FILES)
+def test_files_as_the_web_and_windows_write_them(case, tmp_path):
+    name, text, prompts = FILES[case]
     (tmp_path / name).write_bytes(text.encode())
-    assert prompts_in(str(tmp_path / name)) == prompts
+    try:
+        found = prompts_in(str(tmp_path / name))
+    except ValueError as error:
+        pytest.fail(f"a file is refused that is as it should be, with {case}: {error}")
+    assert found == prompts, f"prompts are torn, joined or changed where the file has {case}"
 
 
 BAD_FILES = {

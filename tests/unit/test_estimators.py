@@ -99,6 +99,12 @@ def test_gae_equals_its_definition(gamma, lam, bootstrap_cut):
     r = hand_rollout()
     rewards = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
     advantages, returns = gae(rewards, r.values, r.mask, r.ended, gamma, lam, bootstrap_cut)
+    after = r.values.clone()
+    after[torch.arange(3), r.lengths] += 5.0  # of the state that each response ends in
+    moved = (gae(rewards, after, r.mask, r.ended, gamma, lam, bootstrap_cut)[0] != advantages).any(dim=1)
+    valued = bootstrap_cut & ~r.ended
+    assert not (moved & r.ended).any(), "the state after an EOS is valued, as if a response that ended went on"
+    assert moved.equal(valued), "bootstrap_cut is ignored, or the state after a cut is valued without it"
     for row, length in enumerate(r.lengths.tolist()):
         expected = gae_by_definition(rewards[row], r.values[row], length, bool(r.ended[row]), gamma, lam, bootstrap_cut)
         got = advantages[row, :length].tolist()

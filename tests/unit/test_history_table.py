@@ -15,9 +15,13 @@ def test_rows_come_back_with_their_names_order_types_and_bits(tmp_path):
     ]
     checkpoint.save_checkpoint(tmp_path, 3, {"history": checkpoint.table(rows)})
     back = checkpoint.rows_of(checkpoint.load_newest(tmp_path)[0]["history"])
-    assert back == rows and math.copysign(1, back[0]["kl"]) == -1
+    assert back[0]["score"] == 0.1, "past metrics come back rounded: they are not kept in double precision"
+    assert math.copysign(1, back[0]["kl"]) == -1, "the sign of a metric of −0 is lost"
+    assert back == rows, "past metrics come back with other names or numbers"
     assert [list(row) for row in back] == [list(row) for row in rows], "the order of the names was lost"
-    assert [[type(v) for v in row.values()] for row in back] == [[type(v) for v in row.values()] for row in rows]
+    assert [[type(v) for v in row.values()] for row in back] == [[type(v) for v in row.values()] for row in rows], (
+        "a count comes back as a float, or a number as a count"
+    )
 
 
 def test_nan_survives_and_no_rows_are_no_rows():

@@ -59,6 +59,10 @@ def test_each_schedule_follows_its_formula(name, kwargs, formula, warmup):
     expected = rising + [formula(i, UPDATES - warmup) for i in range(UPDATES - warmup)]
     found = [rate / BASE for rate in rates(name, warmup, **kwargs)]
     assert found[:warmup] == pytest.approx(rising), f"{name}: the warm-up does not rise by equal steps from above 0"
+    stretched = rising + [formula(i, UPDATES) for i in range(UPDATES - warmup)]
+    assert not warmup or expected == pytest.approx(stretched, abs=1e-6) or found != pytest.approx(stretched), (
+        f"{name}: the warm-up is not taken from the length of the schedule, which is cut off before its end"
+    )
     assert found == pytest.approx(expected, abs=1e-6), f"{name}: learning rates are not those of its formula"
 
 

@@ -150,7 +150,11 @@ def test_same_seed_same_run_bit_for_bit():
         torch.manual_seed(number)  # the global generator must not matter
         history = [{k: v for k, v in m.items() if k != "eps"} for m in ppo.train(PPODataset(PROMPTS))]
         runs.append((history, torch.cat([p.flatten() for p in ppo.policy.parameters()])))
-    assert runs[0][0] == runs[1][0], "the same seed gave other metrics"
+    same = "the same seed gave {}: something draws from the process's generator, not from the trainer's own"
+    sampled = ["objective/scores", "objective/kl", "objective/entropy", "response/length"]
+    first, again = ([[row[name] for name in sampled] for row in history[:1]] for history, _ in runs[:2])
+    assert first == again, same.format("other responses (the sampler)")
+    assert runs[0][0] == runs[1][0], same.format("other updates of the same responses (the shuffling of minibatches)")
     assert torch.equal(runs[0][1], runs[1][1]), "the same seed gave other weights"
     assert not torch.equal(runs[0][1], runs[2][1]), "another seed gave the same run: the seed is not used"
 

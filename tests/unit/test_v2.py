@@ -163,7 +163,9 @@ def test_sequence_weights_are_those_of_the_whole_response():
     assert all((row == row[0]).all() for row in inside), "`importance_level` is ignored: tokens of a response differ"
     traces = importance_ratios(batch.logprobs, batch.behaviour_logprobs, batch.mask).clamp(max=1.0)
     _, targets = vtrace(batch.rewards, batch.values, batch.mask, batch.ended, traces, ppo.config.gamma, ppo.config.lam)
-    assert torch.allclose(batch.returns, targets, atol=1e-5), "a response's ratio cuts credit at each token"
+    assert torch.allclose(batch.returns, targets, atol=1e-5), (
+        "`importance_level` sequence reaches V-trace: its traces must stay each token's ratio, not the whole response's"
+    )
 
 
 def test_prioritised_draws_are_corrected_in_the_weights():
