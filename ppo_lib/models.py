@@ -1,4 +1,7 @@
-"""The networks: policy (any causal language model), critic (its trunk with a value head), frozen reference."""
+"""The networks: policy (any causal language model), critic (its trunk with a value head), frozen reference.
+
+Adapters (LoRA) and other ways to less memory are in `running/memory.py`.
+"""
 
 import copy
 import functools

@@ -1,4 +1,7 @@
-"""Rewards: any function of texts, or a learned model, behind one small protocol."""
+"""Rewards: any function of texts, or a learned model, behind one small protocol.
+
+A score is of a whole response; the KL penalty joins it token by token in `estimators.token_rewards`.
+"""
 
 import inspect
 import warnings

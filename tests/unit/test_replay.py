@@ -228,6 +228,9 @@ def test_sampling_follows_its_distribution(settings, size):
     for _ in range(4000):
         batch = replay.sample(size, 5, stream)
         drawn[order[batch.behaviour_logprobs[0, 0].item()]] += 1
+    assert torch.equal(replay.probabilities(5), expected), (
+        "a response's chances change with its use: recency counts from when it was sampled, priority from its score"
+    )
     p = stats.chisquare(drawn[replay.held].double().numpy(), (4000 * expected).numpy()).pvalue
     assert p > 1e-4, f"draws do not follow the probabilities (p = {p:.1e})"
 

@@ -137,7 +137,9 @@ def test_metrics_ignore_padding():
 
     loss, gradient, metrics = measured(rollout)
     spoiled_loss, spoiled_gradient, spoiled_metrics = measured(spoiled)
-    assert spoiled_loss == pytest.approx(loss, abs=1e-6), "padding leaks into the loss"
+    assert spoiled_loss == pytest.approx(loss, abs=1e-6), (
+        "padding leaks into the loss: something is not masked, or is read one place off"
+    )
     assert torch.allclose(spoiled_gradient, gradient, atol=1e-6), "padding leaks into the gradient"
     for name, value in metrics.items():
         assert spoiled_metrics[name] == pytest.approx(value, abs=1e-5), f"padding leaks into {name}"
