@@ -423,3 +423,15 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
         PPOTrainer(resume_from_checkpoint=tmp_path / "update-00000001")
     with pytest.raises(CheckpointError, match="there is no whole checkpoint in .*checkpoints"):
         PPOTrainer(resume_from_checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize(("now", "restored"), [(2, [["one", "two"]]), (1, [])])
+def test_random_numbers_of_gpus_come_back_where_there_are_as_many(now, restored, monkeypatch):
+    """No GPU is needed: only what torch is told."""
+    put = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: ["one", "two"])
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", put.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: now)
+    checkpoint.set_rng_state(checkpoint.rng_state())
+    assert put == restored, "the generators of the GPUs are not restored, or are where there are fewer than then"

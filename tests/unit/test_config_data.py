@@ -160,6 +160,7 @@ def test_settings_that_are_just_legal_together_and_one_step_more(stage, legal, b
     [
         (PPOConfig, "learnin_rate", "did you mean `learning_rate`"),
         (PPOConfig, "ppo_epochs", "did you mean `num_ppo_epochs`"),
+        (PPOConfig, "value_coefficient", "did you mean `vf_coef`"),
         (PPOConfig, "zzz", "known settings: model, output_dir"),
         (PPOConfig, "lora_rank", "it is one of `PPOConfigV1`"),
         (PPOConfig, "replay_buffer_size", "it is one of `ReplayConfig`"),
@@ -226,6 +227,14 @@ def test_files_are_utf_8_wherever_they_are_written_and_read(tmp_path):
     done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert not done.returncode, done.stderr
     assert (tmp_path / "text").read_bytes() == "ß".encode(), "a text is written in the terminal's encoding"
+
+
+def test_a_written_config_is_read_as_it_was_in_the_order_of_the_class(tmp_path):
+    settings = ReplayConfig(project="1e-6", output_dir="no", report_to=["console"], learning_rate=1e-6)
+    settings.to_yaml(tmp_path / "run.yaml")
+    assert ReplayConfig.from_yaml(tmp_path / "run.yaml") == settings, "a text that looks like a number is read as one"
+    written = [line.partition(":")[0] for line in (tmp_path / "run.yaml").read_text().splitlines() if line[0] != "-"]
+    assert written == [field.name for field in dataclasses.fields(settings)], "the settings lost their order"
 
 
 def test_a_text_that_cannot_be_written_says_why(tmp_path, monkeypatch):
