@@ -57,7 +57,9 @@ def failing_in_update(number: int, fail, monkeypatch):
 def test_train_eval_and_plot(work, capsys):
     assert train("--set", "output_dir=out", "--set", "seed=3") == 0, "a small run on the command line fails"
     assert "4 updates, score" in capsys.readouterr().out, "a run ends without a word of its updates and its score"
-    assert yaml.safe_load((work / "out/config.yaml").read_text())["seed"] == 3, "--set is lost on the way to config.yaml"
+    assert yaml.safe_load((work / "out/config.yaml").read_text())["seed"] == 3, (
+        "--set is lost on the way to config.yaml"
+    )
     assert [row["update"] for row in metrics_of(work / "out")] == [0, 1, 2, 3, 4], (
         "metrics.jsonl lacks an update or the evaluation at the start, or has one twice"
     )
@@ -83,13 +85,17 @@ def test_train_eval_and_plot(work, capsys):
 
     with open(work / "out/metrics.jsonl", "a") as file:
         file.write('{"objective/scores": 0.')  # the run was killed here
-    assert cli.main(["plot", "out", "-o", "seen.html"]) == 0, "a half line that a kill left in metrics.jsonl stops the plot"
+    assert cli.main(["plot", "out", "-o", "seen.html"]) == 0, (
+        "a half line that a kill left in metrics.jsonl stops the plot"
+    )
     page = (work / "seen.html").read_text()
     assert '<script src="http' not in page, "the page loads a script from the network"
     assert "Plotly.newPlot" in page, "the page draws nothing"
     assert "held-out score" in page, "the figure leaves out the held-out score"
     assert cli.main(["resume", "out"]) == 0, "resuming a complete run is an error"
-    assert "the run is complete: 4 updates" in capsys.readouterr().out, "who resumes a complete run is not told that it is"
+    assert "the run is complete: 4 updates" in capsys.readouterr().out, (
+        "who resumes a complete run is not told that it is"
+    )
 
 
 def test_settings_of_the_command_line_win_over_the_file_and_the_file_over_the_preset(work):
@@ -133,7 +139,9 @@ def test_a_run_with_replay_resumes_with_its_buffer_and_is_judged(work, capsys, m
     assert train(*words, "--set", "output_dir=whole") == 0, "a run with replay fails"
     with monkeypatch.context() as broken:
         failing_in_update(4, lambda: 1 / 0, broken)
-        assert train(*words, "--set", "output_dir=cut") == cli.RUN_FAILED, "a run that failed has another exit code than 1"
+        assert train(*words, "--set", "output_dir=cut") == cli.RUN_FAILED, (
+            "a run that failed has another exit code than 1"
+        )
     assert cli.main(["resume", "cut"]) == 0, "a run with replay cannot be resumed"
     whole = metrics_of(work / "whole")
     assert metrics_of(work / "cut") == whole, "resumed on the command line, a run with replay goes another way"
@@ -249,7 +257,9 @@ def test_bad_input_is_one_clear_line_and_code_2(work, capsys, words, message):
 def test_yaml_cannot_run_code(work, capsys):
     (work / "run.yaml").write_text("seed: !!python/object/apply:pathlib.Path.touch [pwned]\n")
     code = train()
-    assert not (work / "pwned").exists(), "a file of settings runs code: it is read by a loader that makes Python objects"
+    assert not (work / "pwned").exists(), (
+        "a file of settings runs code: it is read by a loader that makes Python objects"
+    )
     assert code == cli.BAD_INPUT, "settings that would run code do not end with exit code 2"
     assert "is not YAML" in capsys.readouterr().err, "the error does not say that the settings are no plain YAML"
 
@@ -257,7 +267,9 @@ def test_yaml_cannot_run_code(work, capsys):
 def test_prompts_from_lines_and_from_json_lines(work):
     assert inputs.prompts_in("held.txt") == ["The film was", "I think"], "a blank line is a prompt, or a prompt is lost"
     (work / "p.jsonl").write_text('{"prompt": "Two\\nlines", "id": 1}\n\n{"prompt": "One"}\n')
-    assert inputs.prompts_in("p.jsonl") == ["Two\nlines", "One"], "a prompt with a line end is torn, or a blank line is one"
+    assert inputs.prompts_in("p.jsonl") == ["Two\nlines", "One"], (
+        "a prompt with a line end is torn, or a blank line is one"
+    )
     (work / "p.jsonl").write_text('{"prompt": "One"}\n{"text": "Two"}\n')
     with pytest.raises(ValueError, match=r'p\.jsonl, line 2: .* field "prompt"'):
         inputs.prompts_in("p.jsonl")
@@ -294,8 +306,12 @@ def test_a_reward_function_must_be_named_again_on_resume(work, capsys, monkeypat
     words = ["train", "run.yaml", "--reward=judge.py:length", "--set", "output_dir=out"]
     monkeypatch.setattr(sys, "argv", ["ppo_lib", *words])
     assert cli.main([*words, "--set", "total_episodes=8"]) == 0, "a run with a reward function fails"
-    assert cli.main(["resume", "out"]) == cli.BAD_INPUT, "a run on a reward function is resumed on its world's own reward"
-    assert "name it again, --reward judge.py:length" in capsys.readouterr().err, "the error does not name the run's reward"
+    assert cli.main(["resume", "out"]) == cli.BAD_INPUT, (
+        "a run on a reward function is resumed on its world's own reward"
+    )
+    assert "name it again, --reward judge.py:length" in capsys.readouterr().err, (
+        "the error does not name the run's reward"
+    )
     assert cli.main(["resume", "out", "--reward", "judge.py:length", "--set", "total_episodes=16"]) == 0, (
         "a run whose reward function is named again cannot be resumed"
     )

@@ -109,7 +109,9 @@ def test_ctrl_c_before_the_first_update_names_the_checkpoint_of_the_start(work, 
     assert f"after 0 whole updates; the last checkpoint is stopped/checkpoints/{name_of(0)}" in said, (
         "a run stopped in its first update counts it, or has no checkpoint of the start"
     )
-    assert "resume stopped from update 0 of 3" in told(capsys, "resume stopped"), "the run does not resume from its start"
+    assert "resume stopped from update 0 of 3" in told(capsys, "resume stopped"), (
+        "the run does not resume from its start"
+    )
 
 
 # places
@@ -126,7 +128,9 @@ def test_a_checkpoint_is_taken_where_a_run_is(work, capsys, monkeypatch, form, t
         "eval of a checkpoint judges the run's newest one"
     )
     page = Path(told(capsys, f"plot {first}").strip())
-    assert page.name == f"{name_of(1)}.html", "the page of a checkpoint has the name of the whole run's, or of another's"
+    assert page.name == f"{name_of(1)}.html", (
+        "the page of a checkpoint has the name of the whole run's, or of another's"
+    )
     assert page.resolve().parent == tmp_path / "branch", "the page of a checkpoint is not written into its run's folder"
     said = told(capsys, f"resume {first}")
     assert "from update 1 of 3" in said, "resume of a checkpoint goes on from the run's newest one"
@@ -407,7 +411,9 @@ def test_a_run_has_a_folder_of_its_own_and_on_a_terminal_a_table_unless_told_oth
     with mock.patch.object(sys.stdout, "isatty", return_value=True):
         plain, told_otherwise = trained("train")[0], trained("train --set report_to=[] --set output_dir=mine")[0]
     assert (plain.config.report_to, told_otherwise.config.report_to) == (["console"], []), "`report_to` on a terminal"
-    assert Path(plain.config.output_dir).parent.name == "runs", "without an `output_dir` a run has no folder below runs/"
+    assert Path(plain.config.output_dir).parent.name == "runs", (
+        "without an `output_dir` a run has no folder below runs/"
+    )
     assert told_otherwise.config.output_dir == "mine", "the `output_dir` that was set is replaced by the program's own"
     assert trained("train")[0].config.report_to == [], "a table is printed where nobody reads it"
 
@@ -469,9 +475,12 @@ def test_a_time_is_that_of_all_updates_and_evaluations(monkeypatch):
     assert said.startswith(f"about {hours:.1f} h: 1000 updates of 3 s and 501 evaluations of 10 s"), (
         f"the time leaves out updates or evaluations, or the evaluation at the start: {said}"
     )
-    assert [timing.spoken(seconds) for seconds in (0.0312, 42.4, 90, 5400)] == ["0.031 s", "42 s", "1.5 min", "1.5 h"], (
-        "a time is told in another unit, or with other digits"
-    )
+    assert [timing.spoken(seconds) for seconds in (0.0312, 42.4, 90, 5400)] == [
+        "0.031 s",
+        "42 s",
+        "1.5 min",
+        "1.5 h",
+    ], "a time is told in another unit, or with other digits"
 
 
 @pytest.mark.parametrize(
@@ -533,6 +542,8 @@ def test_bars_of_transformers_stay_away_and_as_the_user_set_them(shown, tmp_path
     models.load_policy(str(tmp_path / "a"))
     models.load_critic(str(tmp_path / "a"))
     assert drawn.getvalue() == "", "transformers draws its bars between the trainer's own"
-    assert of_transformers.is_progress_bar_enabled() is shown, "the user's own switch of transformers' bars is not put back"
+    assert of_transformers.is_progress_bar_enabled() is shown, (
+        "the user's own switch of transformers' bars is not put back"
+    )
     world.model.save_pretrained(tmp_path / "b")
     assert ("Writing model shards" in drawn.getvalue()) is shown, "bars of other saves are the user's own"

@@ -96,7 +96,9 @@ TABLES = {
 
 @pytest.mark.parametrize("table", [*TABLES.values()], ids=TABLES)
 def test_a_table_gives_its_column(table):
-    assert [str(prompt) for prompt in PPODataset(table).prompts] == PROMPTS, "prompts are not those of the table's column"
+    assert [str(prompt) for prompt in PPODataset(table).prompts] == PROMPTS, (
+        "prompts are not those of the table's column"
+    )
     with pytest.raises(ValueError, match=r"columns \['label', 'prompt'\], not `text`"):
         PPODataset(table, column="text")
 
@@ -234,7 +236,9 @@ def test_saving_removes_only_what_a_save_left_behind(tmp_path, trainer):
 def test_a_name_with_brackets_is_no_pattern(tmp_path, trainer):
     (tmp_path / f".ab{WRITTEN_ASIDE}x").mkdir()
     trainer.save(tmp_path / "a[b]")
-    assert (tmp_path / f".ab{WRITTEN_ASIDE}x").exists(), "brackets in a name are a pattern, by which saving removes another's"
+    assert (tmp_path / f".ab{WRITTEN_ASIDE}x").exists(), (
+        "brackets in a name are a pattern, by which saving removes another's"
+    )
     assert (tmp_path / "a[b]/config.json").exists(), "a model is not saved in a folder with brackets in its name"
 
 
