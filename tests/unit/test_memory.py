@@ -391,9 +391,9 @@ def test_one_response_that_does_not_fit_is_given_up_after_one_more_try(recorded,
     with pytest.raises(RuntimeError, match="out of memory") as caught:
         memory.FittingSize("training", 1).fit(work)
     assert sizes == [1] * (1 + (recorded > 0)), "one response that does not fit is tried for ever, or not again"
-    assert "even one response at a time does not fit: set `activation_checkpointing`" in "".join(caught.value.__notes__), (
-        "the error does not say which settings make one response fit"
-    )
+    assert "even one response at a time does not fit: set `activation_checkpointing`" in "".join(
+        caught.value.__notes__
+    ), "the error does not say which settings make one response fit"
 
 
 def test_a_pass_without_gradients_begins_with_what_the_settings_ask_for():
