@@ -58,7 +58,9 @@ def test_a_room_imports_only_what_it_stands_on(file):
 def test_every_way_to_import_is_seen():
     source = "import ppo_lib.lab.plots\nfrom ppo_lib import lab\nfrom ..lab import plots\n"
     source += "def f():\n    from ppo_lib.lab.plots import bars"
-    assert {room_of(module) for module in imports(source, "ppo_lib.running")} == {"lab"}
+    assert {room_of(module) for module in imports(source, "ppo_lib.running")} == {"lab"}, (
+        "an import of the lab is taken for one of another room, or no import is seen"
+    )
 
 
 def loaded_by(*modules: str) -> set[str]:
@@ -78,7 +80,9 @@ def test_the_loop_loads_nothing_that_draws_and_no_adapters():
 def test_only_the_lab_loads_what_draws():
     others = [file for file in FILES if not file.startswith("lab/") and file != "__main__.py"]
     modules = ["ppo_lib." + file.removesuffix(".py").replace("/", ".") for file in others]
-    assert not loaded_by(*[module.removesuffix(".__init__") for module in modules]) & set(DRAWING)
+    assert not loaded_by(*[module.removesuffix(".__init__") for module in modules]) & set(DRAWING), (
+        "a file outside the lab loads what draws, and everybody waits for it"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +96,9 @@ def ppo_book():
 def test_the_plan_in_the_book_is_the_house(ppo_book):
     plan = re.search(r"```\{house\}\n(.*?)```", (toc.ROOT / "book/overview.md").read_text("utf8"), re.S)[1]
     rooms = [line.split("|") for line in plan.splitlines()]
-    assert ppo_book.differences(toc.ROOT, {folder.strip(): files.split() for folder, _, files in rooms}) == []
+    assert ppo_book.differences(toc.ROOT, {folder.strip(): files.split() for folder, _, files in rooms}) == [], (
+        "the plan in book/overview.md leaves out a file of the library, or names one that is gone"
+    )
 
 
 def test_a_plan_that_is_not_the_house_is_noticed(ppo_book, tmp_path):
@@ -102,4 +108,4 @@ def test_a_plan_that_is_not_the_house_is_noticed(ppo_book, tmp_path):
     found = ppo_book.differences(tmp_path, {"ppo_lib/": ["a"], "ppo_lib/lab/": ["c"]})
     assert found == [
         "ppo_lib/attic/ is not in the plan", "ppo_lib/lab/c.py is not there", "ppo_lib/lab/b.py is not in the plan"
-    ]  # fmt: skip
+    ], "a room or a file that the plan leaves out, or one that is not there, is not noticed"  # fmt: skip

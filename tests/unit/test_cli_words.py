@@ -41,7 +41,9 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as here:
         here.chdir(folder)
         here.setenv("TQDM_DISABLE", "1")
-        assert cli.main(["train", "run.yaml", "--set", "output_dir=runs/first", "--set", "keep_last=9"]) == 0
+        assert cli.main(["train", "run.yaml", "--set", "output_dir=runs/first", "--set", "keep_last=9"]) == 0, (
+            "the run that the tests of this file need fails"
+        )
     return folder
 
 
@@ -57,7 +59,7 @@ def told(capsys, line: str, code: int = 0) -> str:
     capsys.readouterr()
     assert cli.main(shlex.split(line)) == code, f"{line}: {capsys.readouterr()}"
     said = capsys.readouterr()
-    assert "Traceback" not in said.err
+    assert "Traceback" not in said.err, f"{line} shows a traceback"
     return said.err if code else said.out
 
 
@@ -67,25 +69,34 @@ def told(capsys, line: str, code: int = 0) -> str:
 def test_a_run_says_what_it_will_do_before_it_does(work, capsys, monkeypatch):
     monkeypatch.setattr(PPOTrainer, "train", lambda *_: 1 / 0)
     words = ["--reward", "judge.py:length"]
-    assert cli.main(["train", "run.yaml", "--set", "output_dir=said", *words]) == cli.RUN_FAILED
-    assert not Path("said").exists() and capsys.readouterr().out == (
+    assert cli.main(["train", "run.yaml", "--set", "output_dir=said", *words]) == cli.RUN_FAILED, (
+        "a run that failed has another exit code than 1"
+    )
+    assert not Path("said").exists(), "a run that has not begun leaves a folder"
+    assert capsys.readouterr().out == (
         "train reviews into said\n"
         "  v1 on cpu: 3 updates of 4 responses to 64 prompts, 6 tokens at most\n"
         "  3 held-out prompts, judged at the start, after every 2 updates and at the end\n"
         "  a checkpoint every update; Ctrl-C stops the run, and it goes on with: "
         "python -m ppo_lib resume said --reward judge.py:length\n"
-    )
+    ), "a run says something else than what it will do, or says it only afterwards"
 
 
 def test_a_run_without_a_folder_says_so(work, capsys):
     said = told(capsys, "train run.yaml --replay --set output_dir=null --set total_episodes=4 --set minibatch_size=8")
-    assert "train reviews and keep nothing" in said and "v2 on cpu: 1 update of 4" in said and "1 update, score" in said
+    assert "train reviews and keep nothing" in said, "a run without an `output_dir` does not say that it keeps nothing"
+    assert "v2 on cpu: 1 update of 4" in said, "the stage, the device or the number of updates is told wrongly"
+    assert "1 update, score" in said, "one update is told in the plural, or the run ends without a word"
 
 
 def test_training_into_a_run_names_resume(work, capsys):
     said = told(capsys, "train run.yaml --set output_dir=runs/first", cli.BAD_INPUT)
-    assert "`output_dir`='runs/first' holds an earlier run: go on with it by" in said
-    assert "python -m ppo_lib resume runs/first, or choose another folder" in said
+    assert "`output_dir`='runs/first' holds an earlier run: go on with it by" in said, (
+        "training into a run is refused without naming the setting and the run"
+    )
+    assert "python -m ppo_lib resume runs/first, or choose another folder" in said, (
+        "the error does not say how to go on with the run"
+    )
 
 
 def test_ctrl_c_before_the_first_update_names_the_checkpoint_of_the_start(work, capsys, monkeypatch):
@@ -95,8 +106,12 @@ def test_ctrl_c_before_the_first_update_names_the_checkpoint_of_the_start(work, 
     with monkeypatch.context() as stopped:
         stopped.setattr(PPOTrainer, "train_step", stop)
         said = told(capsys, "train run.yaml --set output_dir=stopped", 130)
-    assert f"after 0 whole updates; the last checkpoint is stopped/checkpoints/{name_of(0)}" in said
-    assert "resume stopped from update 0 of 3" in told(capsys, "resume stopped")
+    assert f"after 0 whole updates; the last checkpoint is stopped/checkpoints/{name_of(0)}" in said, (
+        "a run stopped in its first update counts it, or has no checkpoint of the start"
+    )
+    assert "resume stopped from update 0 of 3" in told(capsys, "resume stopped"), (
+        "the run does not resume from its start"
+    )
 
 
 # places
@@ -109,19 +124,31 @@ def test_a_checkpoint_is_taken_where_a_run_is(work, capsys, monkeypatch, form, t
     shutil.copy(work / "held.txt", tmp_path)
     shutil.copytree(work / "runs/first", tmp_path / "branch")
     first = form.format(name_of(1))
-    assert "the policy after update 1 of its run" in told(capsys, f"eval {first}")
+    assert "the policy after update 1 of its run" in told(capsys, f"eval {first}"), (
+        "eval of a checkpoint judges the run's newest one"
+    )
     page = Path(told(capsys, f"plot {first}").strip())
-    assert page.name == f"{name_of(1)}.html" and page.resolve().parent == tmp_path / "branch"
+    assert page.name == f"{name_of(1)}.html", (
+        "the page of a checkpoint has the name of the whole run's, or of another's"
+    )
+    assert page.resolve().parent == tmp_path / "branch", "the page of a checkpoint is not written into its run's folder"
     said = told(capsys, f"resume {first}")
-    assert "from update 1 of 3" in said and "what the run did after update 1 is dropped" in said
-    assert "v1 on cpu: 2 updates" in said and "the run is complete: 3 updates" in told(capsys, "resume branch/")
+    assert "from update 1 of 3" in said, "resume of a checkpoint goes on from the run's newest one"
+    assert "what the run did after update 1 is dropped" in said, "later updates are dropped without a word"
+    assert "v1 on cpu: 2 updates" in said, "the updates that are left are not counted from the named checkpoint"
+    assert "the run is complete: 3 updates" in told(capsys, "resume branch/"), (
+        "a run that went on from an early checkpoint does not come to its end in its own folder"
+    )
 
 
 def test_a_checkpoint_may_go_on_in_a_folder_of_its_own(work, capsys):
     before = (work / "runs/first/metrics.jsonl").read_bytes()
     said = told(capsys, f"resume runs/first/checkpoints/{name_of(2)} --set output_dir=other")
-    assert f"resume runs/first/checkpoints/{name_of(2)}, which is of update 2, into other\n" in said
-    assert (work / "runs/first/metrics.jsonl").read_bytes() == before and "dropped" not in said
+    assert f"resume runs/first/checkpoints/{name_of(2)}, which is of update 2, into other\n" in said, (
+        "it is not told which checkpoint goes on, or into which folder"
+    )
+    assert (work / "runs/first/metrics.jsonl").read_bytes() == before, "a branch rewrites the log of the run it left"
+    assert "dropped" not in said, "a branch is said to drop updates of the run it left"
 
 
 @pytest.mark.parametrize(
@@ -155,7 +182,8 @@ def test_a_checkpoint_may_go_on_in_a_folder_of_its_own(work, capsys):
 def test_a_place_that_is_none_is_told_in_one_line(work, capsys, line, message):
     before = sorted(work.rglob("*"))
     said = told(capsys, line, cli.BAD_INPUT)
-    assert message in said and said.count("\n") == 1
+    assert message in said, "the error does not say what is there instead, or what was meant"
+    assert said.count("\n") == 1, "the error is more than one line"
     assert sorted(work.rglob("*")) == before, "it left something behind"
 
 
@@ -190,22 +218,25 @@ def test_a_folder_that_may_not_be_written_is_told_before_the_models_are_loaded(t
 )
 def test_a_word_that_is_wrong_is_told_in_one_line(work, capsys, line, message):
     said = told(capsys, line, cli.BAD_INPUT)
-    assert message in said and said.count("\n") == 1
+    assert message in said, "the error does not say which word is wrong, or what was meant"
+    assert said.count("\n") == 1, "the error is more than one line"
 
 
 def test_without_words_there_is_help(capsys):
-    assert cli.main([]) == cli.BAD_INPUT
-    assert "examples:" in (said := capsys.readouterr().out) and all(name in said for name in cli.EXAMPLES)
+    assert cli.main([]) == cli.BAD_INPUT, "without words the program does not end with exit code 2"
+    said = capsys.readouterr().out
+    assert all(name in said for name in cli.EXAMPLES), "the help leaves out a command"
+    assert "examples:" in said, "the help shows no examples"
 
 
 @pytest.mark.parametrize("name", cli.EXAMPLES)
 def test_help_has_examples_that_are_understood(name, capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main([name, "--help"])
-    assert cli.EXAMPLES[name] in capsys.readouterr().out
+    assert cli.EXAMPLES[name] in capsys.readouterr().out, f"the help of {name} leaves out or rewraps its examples"
     for line in cli.EXAMPLES[name].strip().splitlines():
         words = shlex.split(line.strip().partition("    ")[0])
-        assert words[:4] == ["python", "-m", "ppo_lib", name]
+        assert words[:4] == ["python", "-m", "ppo_lib", name], f"an example of {name} is of another command: {line}"
         cli.parser()[0].parse_args(words[3:])
 
 
@@ -215,7 +246,8 @@ def test_a_reader_that_leaves_gets_no_traceback():
     )
     program.stdout.close()
     with program:
-        assert program.stderr.read() == b"" and program.wait() == cli.PIPE_CLOSED
+        assert program.stderr.read() == b"", "a reader that leaves gets a traceback, or Python's complaint as it ends"
+        assert program.wait() == cli.PIPE_CLOSED, "a program that nobody reads has another exit code than 141"
 
 
 # options, one function for each that shows what it does
@@ -379,7 +411,10 @@ def test_a_run_has_a_folder_of_its_own_and_on_a_terminal_a_table_unless_told_oth
     with mock.patch.object(sys.stdout, "isatty", return_value=True):
         plain, told_otherwise = trained("train")[0], trained("train --set report_to=[] --set output_dir=mine")[0]
     assert (plain.config.report_to, told_otherwise.config.report_to) == (["console"], []), "`report_to` on a terminal"
-    assert Path(plain.config.output_dir).parent.name == "runs" and told_otherwise.config.output_dir == "mine"
+    assert Path(plain.config.output_dir).parent.name == "runs", (
+        "without an `output_dir` a run has no folder below runs/"
+    )
+    assert told_otherwise.config.output_dir == "mine", "the `output_dir` that was set is replaced by the program's own"
     assert trained("train")[0].config.report_to == [], "a table is printed where nobody reads it"
 
 
@@ -389,21 +424,24 @@ def test_a_run_has_a_folder_of_its_own_and_on_a_terminal_a_table_unless_told_oth
 def test_every_setting_is_described_once_with_its_default(capsys):
     rows = {row["name"]: row for row in config.described_settings()}
     stages = {"v0": config.PPOConfig(), "v1": config.PPOConfigV1(), "v2": config.ReplayConfig()}
-    assert rows.keys() == vars(stages["v2"]).keys()
+    assert rows.keys() == vars(stages["v2"]).keys(), "a setting is left out of the list, or one is listed that is none"
     for name, row in rows.items():
         assert len(row["text"]) > 5 and "None" not in row["text"], f"{name} has no line behind it, or speaks Python"
         default, _, later = row["default"].partition(" (v2: ")
         for stage, shown in ((row["stage"], default), ("v2", later.rstrip(")") or default)):
             read = type(stages[stage])(**{name: config.read_yaml(shown)})
             assert read == stages[stage], f"{name} has another default in {stage}"
-        assert [stage for stage in stages if hasattr(stages[stage], name)][0] == row["stage"]
+        assert [stage for stage in stages if hasattr(stages[stage], name)][0] == row["stage"], (
+            f"{name} is listed with another stage than the one that brings it"
+        )
     for name in config.descriptions(config.ReplayConfig):
         assert name in config.ReplayConfig.__annotations__, f"{name} is read from somewhere else"
     listed = told(capsys, "settings").splitlines()
-    assert len(listed) == 1 + len(rows) and max(map(len, listed)) < 150
+    assert len(listed) == 1 + len(rows), "a setting is printed on no line, or on more than one"
+    assert max(map(len, listed)) < 150, "a line of the list of settings is too long for a terminal"
     assert [line.split()[0] for line in told(capsys, "settings CLIP").splitlines()] == [
         "setting", "cliprange", "cliprange_value",
-    ]  # fmt: skip
+    ], "a name in capital letters finds other settings"  # fmt: skip
 
 
 # a dry run's time
@@ -412,13 +450,20 @@ def test_every_setting_is_described_once_with_its_default(capsys):
 def test_a_dry_run_times_an_update_and_leaves_no_trace(work, capsys):
     before, random = sorted(work.rglob("*")), torch.get_rng_state()
     said = told(capsys, "train run.yaml --dry-run --samples 2")
-    assert sorted(work.rglob("*")) == before and torch.equal(torch.get_rng_state(), random)
+    assert sorted(work.rglob("*")) == before, "a dry run leaves a file behind, or removes one"
+    assert torch.equal(torch.get_rng_state(), random), "a dry run uses up random numbers of the process"
     [time] = [line for line in said.splitlines() if line.startswith("time: ")]
-    assert time.startswith("time: about ") and ": 3 updates of " in time and " and 3 evaluations of " in time
-    assert "an estimate from one measured update on this machine (cpu)" in time
+    assert time.startswith("time: about "), f"a dry run measures no time: {time}"
+    assert ": 3 updates of " in time, f"the time is of another number of updates: {time}"
+    assert " and 3 evaluations of " in time, f"the time is of another number of evaluations: {time}"
+    assert "an estimate from one measured update on this machine (cpu)" in time, (
+        f"the time is not called an estimate, or not with the machine it is of: {time}"
+    )
     said = told(capsys, "train run.yaml --replay --dry-run --set output_dir=runs/first")
-    assert "output        runs/first; it would not begin: `output_dir`='runs/first' holds an earlier run" in said
-    assert "time: about " in said
+    assert "output        runs/first; it would not begin: `output_dir`='runs/first' holds an earlier run" in said, (
+        "a plan into the folder of an earlier run does not say that the run would not begin"
+    )
+    assert "time: about " in said, "no time is told where an earlier run lies in `output_dir`, or with replay"
 
 
 def test_a_time_is_that_of_all_updates_and_evaluations(monkeypatch):
@@ -427,8 +472,15 @@ def test_a_time_is_that_of_all_updates_and_evaluations(monkeypatch):
     run = config.PPOConfigV1(**SMALL | {"total_episodes": 4000, "eval_prompts": None})
     hours = (1000 * 3 + 501 * 10) / 3600
     said = timing.estimate_time(run, None, 0)
-    assert said.startswith(f"about {hours:.1f} h: 1000 updates of 3 s and 501 evaluations of 10 s")
-    assert [timing.spoken(seconds) for seconds in (0.0312, 42.4, 90, 5400)] == ["0.031 s", "42 s", "1.5 min", "1.5 h"]
+    assert said.startswith(f"about {hours:.1f} h: 1000 updates of 3 s and 501 evaluations of 10 s"), (
+        f"the time leaves out updates or evaluations, or the evaluation at the start: {said}"
+    )
+    assert [timing.spoken(seconds) for seconds in (0.0312, 42.4, 90, 5400)] == [
+        "0.031 s",
+        "42 s",
+        "1.5 min",
+        "1.5 h",
+    ], "a time is told in another unit, or with other digits"
 
 
 @pytest.mark.parametrize(
@@ -440,7 +492,9 @@ def test_a_time_is_that_of_all_updates_and_evaluations(monkeypatch):
     ],
 )
 def test_a_time_that_cannot_be_measured_says_why(settings, peak, why):
-    assert timing.estimate_time(config.PPOConfigV1(**settings), None, peak).startswith(why)
+    assert timing.estimate_time(config.PPOConfigV1(**settings), None, peak).startswith(why), (
+        "a time that cannot be measured is told all the same, or with another cause"
+    )
 
 
 # samples
@@ -449,7 +503,8 @@ def test_a_time_that_cannot_be_measured_says_why(settings, peak, why):
 def test_samples_need_held_out_prompts(work, capsys):
     words = "--set model=runs/first/model --set train_prompts=held.txt --set eval_prompts=null --reward judge.py:length"
     said = told(capsys, f"train run.yaml {words} --samples 2 --set output_dir=none", cli.BAD_INPUT)
-    assert "there are none: set `eval_prompts`" in said and not Path("none").exists()
+    assert not Path("none").exists(), "a run that is refused leaves a folder"
+    assert "there are none: set `eval_prompts`" in said, "the error does not say that --samples needs `eval_prompts`"
 
 
 # numbers and bars
@@ -462,17 +517,20 @@ def test_samples_need_held_out_prompts(work, capsys):
      (0.12345, ".4g", "0.1235")],
 )  # fmt: skip
 def test_noise_around_0_is_0(value, form, text):
-    assert number(value, form) == text
+    assert number(value, form) == text, "noise around 0 is shown, or what is no noise is taken for it or rounded"
 
 
 def test_the_table_shows_a_small_learning_rate_and_whole_counts(capsys):
     Console().log({"update": 12345, "episode": 1234567, "objective/kl": -4e-7, "lr": 1e-6, "eval/score": None})
-    assert capsys.readouterr().out.splitlines()[1].split() == ["12345", "1234567", "0", "1e-06"]
+    assert capsys.readouterr().out.splitlines()[1].split() == ["12345", "1234567", "0", "1e-06"], (
+        "the table takes a small learning rate for noise, rounds a count, or prints a value that is missing"
+    )
 
 
 def test_a_text_stays_on_one_line():
-    assert in_one_line("a\nb", 9) == "'a\\nb'" and in_one_line("abcdef", 3) == "'ab…'"
-    assert in_one_line("abcdef", 3, end=True) == "'…ef'"
+    assert in_one_line("a\nb", 9) == "'a\\nb'", "a line end within a text breaks the line"
+    assert in_one_line("abcdef", 3) == "'ab…'", "a long text is cut at another letter, or not marked as cut"
+    assert in_one_line("abcdef", 3, end=True) == "'…ef'", "with `end` the end of the text is cut off, not its beginning"
 
 
 @pytest.mark.parametrize("shown", [True, False])
@@ -483,6 +541,9 @@ def test_bars_of_transformers_stay_away_and_as_the_user_set_them(shown, tmp_path
     models.save_models(tmp_path / "a", world.model, world.tokenizer, models.Critic.from_policy(world.model))
     models.load_policy(str(tmp_path / "a"))
     models.load_critic(str(tmp_path / "a"))
-    assert drawn.getvalue() == "" and of_transformers.is_progress_bar_enabled() is shown
+    assert drawn.getvalue() == "", "transformers draws its bars between the trainer's own"
+    assert of_transformers.is_progress_bar_enabled() is shown, (
+        "the user's own switch of transformers' bars is not put back"
+    )
     world.model.save_pretrained(tmp_path / "b")
     assert ("Writing model shards" in drawn.getvalue()) is shown, "bars of other saves are the user's own"

@@ -79,7 +79,9 @@ def test_a_callback_ends_the_run_by_the_truth_of_what_it_returns(stage, stop):
 
 @pytest.mark.parametrize("go_on", [None, False, np.bool_(False), torch.tensor(False), 0], ids=repr)
 def test_a_callback_that_returns_nothing_true_lets_the_run_go_on(go_on):
-    assert len(PPOTrainer(**SMALL).train(PROMPTS, callback=lambda *_: go_on)) == 4
+    assert len(PPOTrainer(**SMALL).train(PROMPTS, callback=lambda *_: go_on)) == 4, (
+        f"a callback that returns {go_on!r} ends the run"
+    )
 
 
 # prompts
@@ -94,14 +96,18 @@ TABLES = {
 
 @pytest.mark.parametrize("table", [*TABLES.values()], ids=TABLES)
 def test_a_table_gives_its_column(table):
-    assert [str(prompt) for prompt in PPODataset(table).prompts] == PROMPTS
+    assert [str(prompt) for prompt in PPODataset(table).prompts] == PROMPTS, (
+        "prompts are not those of the table's column"
+    )
     with pytest.raises(ValueError, match=r"columns \['label', 'prompt'\], not `text`"):
         PPODataset(table, column="text")
 
 
 def test_what_is_no_table_has_no_columns():
-    assert columns_of(PROMPTS) is None and columns_of(np.array(PROMPTS)) is None and columns_of("text") is None
-    assert PPODataset(pd.Series(PROMPTS)).prompts == PROMPTS
+    assert columns_of(PROMPTS) is None, "a list of texts is taken for a table"
+    assert columns_of(np.array(PROMPTS)) is None, "an array without fields is taken for a table"
+    assert columns_of("text") is None, "a string is taken for a table"
+    assert PPODataset(pd.Series(PROMPTS)).prompts == PROMPTS, "prompts of a single column of pandas are changed"
 
 
 BAD_PROMPTS = {
@@ -189,21 +195,27 @@ def home(tmp_path, monkeypatch):
 def test_a_tilde_is_home_in_every_setting_that_names_a_place(home):
     names = ("model", "output_dir", "train_prompts", "eval_prompts", "reward_model")
     config = PPOConfigV1(**{name: f"~/{name}" for name in names})
-    assert [getattr(config, name) for name in names] == [str(home / name) for name in names]
-    assert PPOConfigV1(model="reviews").model == "reviews" and PPOConfig().output_dir is None
+    assert [getattr(config, name) for name in names] == [str(home / name) for name in names], (
+        "a tilde in a setting that names a place is a folder called ~: its type is not `Place`"
+    )
+    assert PPOConfigV1(model="reviews").model == "reviews", "the name of a world is made a path"
+    assert PPOConfig().output_dir is None, "a setting that names no place is made one"
 
 
 def test_a_tilde_is_home_for_runs_resumed_runs_saved_models_and_files(home):
     PPOTrainerV1(output_dir="~/runs/x", save_every=1, **SMALL).train(PROMPTS, callback=lambda *_: True)
-    assert (home / "runs/x/metrics.jsonl").exists() and not (home / "~").exists()
+    assert not (home / "~").exists(), "a folder called ~ is made"
+    assert (home / "runs/x/metrics.jsonl").exists(), "a run into ~/runs is not written below the home"
     resumed = PPOTrainerV1(resume_from_checkpoint="~/runs/x")
-    assert len(resumed.history) == 1
+    assert len(resumed.history) == 1, "what is resumed from ~/runs is not the run that lies there"
     resumed.save("~/saved")
-    assert PPOTrainer("~/saved", reward=worlds.load("reviews").reward, **SMALL).config.model == str(home / "saved")
+    assert PPOTrainer("~/saved", reward=worlds.load("reviews").reward, **SMALL).config.model == str(home / "saved"), (
+        "a model that is saved in ~ and loaded from there is of another folder"
+    )
     (home / "prompts.txt").write_text("The film was\n")
     (home / "reward.py").write_text("def reward(prompts, responses):\n    return [1.0] * len(prompts)\n")
-    assert prompts_in("~/prompts.txt") == ["The film was"]
-    assert reward_function("~/reward.py:reward")(["a"], ["b"]) == [1.0]
+    assert prompts_in("~/prompts.txt") == ["The film was"], "prompts in ~ are those of another file"
+    assert reward_function("~/reward.py:reward")(["a"], ["b"]) == [1.0], "a reward in ~ is that of another file"
 
 
 # the disk
@@ -224,7 +236,10 @@ def test_saving_removes_only_what_a_save_left_behind(tmp_path, trainer):
 def test_a_name_with_brackets_is_no_pattern(tmp_path, trainer):
     (tmp_path / f".ab{WRITTEN_ASIDE}x").mkdir()
     trainer.save(tmp_path / "a[b]")
-    assert (tmp_path / f".ab{WRITTEN_ASIDE}x").exists() and (tmp_path / "a[b]/config.json").exists()
+    assert (tmp_path / f".ab{WRITTEN_ASIDE}x").exists(), (
+        "brackets in a name are a pattern, by which saving removes another's"
+    )
+    assert (tmp_path / "a[b]/config.json").exists(), "a model is not saved in a folder with brackets in its name"
 
 
 def test_a_folder_that_cannot_be_flushed_gets_its_checkpoints(tmp_path, monkeypatch):
@@ -238,7 +253,9 @@ def test_a_folder_that_cannot_be_flushed_gets_its_checkpoints(tmp_path, monkeypa
 
     monkeypatch.setattr(checkpoint.os, "open", windows)
     folder = checkpoint.save_checkpoint(tmp_path, 3, {"a": torch.ones(2)})
-    assert checkpoint.load_checkpoint(folder)["a"].tolist() == [1.0, 1.0]
+    assert checkpoint.load_checkpoint(folder)["a"].tolist() == [1.0, 1.0], (
+        "where a folder cannot be flushed, its checkpoint holds other numbers"
+    )
 
 
 def test_a_disk_that_fails_while_a_folder_is_flushed_is_an_error(tmp_path, monkeypatch):
@@ -282,7 +299,7 @@ def test_a_tokenizer_without_the_letter_a_is_one():
     policy = tiny_policy("llama", vocab_size=13)
     policy.generation_config.eos_token_id = 12
     ppo = PPOTrainer(policy, lambda p, r: [float(len(x)) for x in r], tokenizer=tokenizer, **SMALL)
-    assert len(ppo.train(["1+2=", "3+4="])) == 4
+    assert len(ppo.train(["1+2=", "3+4="])) == 4, "a tokenizer without the letter a ends the run early"
 
 
 # settings
@@ -295,8 +312,12 @@ def test_a_tokenizer_without_the_letter_a_is_one():
 def test_numbers_are_numbers_however_deep_they_stand(text, value, tmp_path):
     (tmp_path / "c.yaml").write_text(f"top: {text}\nkwargs: {{min_lr: {text}, all: [{text}]}}\n")
     expected = {"top": value, "kwargs": {"min_lr": value, "all": [value]}}
-    assert read_mapping(tmp_path / "c.yaml") == expected
-    assert pairs([f"kwargs={{min_lr: {text}}}"]) == {"kwargs": {"min_lr": value}}
+    assert read_mapping(tmp_path / "c.yaml") == expected, (
+        f"{text} in a file of settings is read as something else, at its top or deeper"
+    )
+    assert pairs([f"kwargs={{min_lr: {text}}}"]) == {"kwargs": {"min_lr": value}}, (
+        f"{text} within a mapping behind --set is read as something else"
+    )
 
 
 @pytest.mark.parametrize("name, kwargs, words", [
@@ -317,14 +338,20 @@ def test_v0s_second_argument_is_not_taken_for_prompts():
 @pytest.mark.parametrize("value", ["some/reward-model", "./my-rm"])
 def test_a_reward_model_that_is_not_there_is_named_with_its_setting(value, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["train", "--set", f"reward_model={value}", "--set", "output_dir=o"]) == 2
-    assert f"`reward_model`='{value}' cannot be loaded" in capsys.readouterr().err
+    assert main(["train", "--set", f"reward_model={value}", "--set", "output_dir=o"]) == 2, (
+        "a reward model that is not there does not end with exit code 2"
+    )
+    assert f"`reward_model`='{value}' cannot be loaded" in capsys.readouterr().err, (
+        "the error does not name `reward_model` and what it was set to"
+    )
 
 
 def test_a_misspelt_run_is_told_that_it_is_not_there(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["eval", "runs/frist"]) == 2
-    assert "`model`='runs/frist' is no folder here" in capsys.readouterr().err
+    assert main(["eval", "runs/frist"]) == 2, "eval of a folder that is not there does not end with exit code 2"
+    assert "`model`='runs/frist' is no folder here" in capsys.readouterr().err, (
+        "a misspelt run is taken for a model's id, and nobody says that there is no such folder"
+    )
 
 
 # a reward in a file
@@ -345,7 +372,9 @@ def test_a_reward_file_finds_its_neighbours(rewards):
     (rewards / "by_word.py").write_text(
         "from words_of_praise import GOOD\ndef reward(prompts, responses): return [GOOD] * len(responses)\n"
     )
-    assert reward_function(f"{rewards}/by_word.py:reward")(["a"], ["b"]) == [1.0]
+    assert reward_function(f"{rewards}/by_word.py:reward")(["a"], ["b"]) == [1.0], (
+        "a reward file imports another module than its neighbour of that name"
+    )
 
 
 def test_a_reward_file_may_use_other_processes(rewards):
@@ -356,7 +385,9 @@ def test_a_reward_file_may_use_other_processes(rewards):
         "    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:\n"
         "        return list(pool.map(length, responses))\n"
     )
-    assert score_responses(reward_function(f"{rewards}/by_pool.py:reward"), ["a"], ["bcd"]).tolist() == [3.0]
+    assert score_responses(reward_function(f"{rewards}/by_pool.py:reward"), ["a"], ["bcd"]).tolist() == [3.0], (
+        "a reward that computes in another process gives other scores"
+    )
 
 
 def test_a_changed_reward_file_is_read_again_and_one_that_hides_a_module_is_refused(rewards):
@@ -364,7 +395,7 @@ def test_a_changed_reward_file_is_read_again_and_one_that_hides_a_module_is_refu
     for value in (1.0, 2.0):
         file.write_text(f"def reward(prompts, responses): return [{value}]  # {value}\n")
         importlib.invalidate_caches()
-        assert reward_function(f"{file}:reward")([""], [""]) == [value]
+        assert reward_function(f"{file}:reward")([""], [""]) == [value], "a changed reward file is not read again"
     (rewards / "elsewhere").mkdir()
     other = rewards / "elsewhere/by_hand.py"
     other.write_text("def reward(prompts, responses): return [3.0]\n")
@@ -379,4 +410,4 @@ def test_a_reward_file_with_an_error_leaves_nothing_behind(rewards):
     (rewards / "broken_reward.py").write_text("1 / 0\n")
     with pytest.raises(ZeroDivisionError):
         reward_function(f"{rewards}/broken_reward.py:reward")
-    assert "broken_reward" not in sys.modules
+    assert "broken_reward" not in sys.modules, "a reward file that failed stays in sys.modules, half read"

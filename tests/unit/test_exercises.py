@@ -39,7 +39,9 @@ def test_the_exercises_are_found():
 
 def test_solution_passes(exercise, capsys):
     assert exercise.check(exercise.solution) is True, f"{exercise.name}: the solution fails: {capsys.readouterr().out}"
-    assert capsys.readouterr().out.startswith("Passed")
+    assert capsys.readouterr().out.startswith("Passed"), (
+        f"{exercise.name}: a reader whose answer is right is not told so"
+    )
 
 
 def test_each_mistake_gets_its_own_message(exercise):
@@ -115,7 +117,7 @@ STUBS = {"of dots": lambda *arguments: ..., "of None": lambda *arguments: None, 
 @pytest.mark.parametrize("stub", [*STUBS.values()], ids=STUBS)
 def test_stub_fails(exercise, stub):
     assert exercise.check(stub) is False, f"{exercise.name}: a stub passes"
-    assert exercise.problem(stub).startswith(STUB_MESSAGE)
+    assert exercise.problem(stub).startswith(STUB_MESSAGE), f"{exercise.name}: a stub is judged as an answer"
 
 
 def mean_of_kept(values, mask):
@@ -138,10 +140,14 @@ EXAMPLE = Exercise(
 
 
 def test_check_prints_and_returns_the_verdict(capsys):
-    assert EXAMPLE.check(mean_of_kept) is True
-    assert capsys.readouterr().out == "Passed: mean_of_kept agrees with the solution on 1 input.\n"
-    assert EXAMPLE.check(mean_of_all) is False
-    assert capsys.readouterr().out == "Not yet: padding counts in your mean: divide by mask.sum().\n"
+    assert EXAMPLE.check(mean_of_kept) is True, "the solution itself does not pass"
+    assert capsys.readouterr().out == "Passed: mean_of_kept agrees with the solution on 1 input.\n", (
+        "a right answer is not told, or with another count of inputs"
+    )
+    assert EXAMPLE.check(mean_of_all) is False, "a known mistake passes"
+    assert capsys.readouterr().out == "Not yet: padding counts in your mean: divide by mask.sum().\n", (
+        "a known mistake is not called by its name"
+    )
 
 
 def test_none_on_some_inputs_is_a_difference_and_no_stub():
@@ -149,12 +155,16 @@ def test_none_on_some_inputs_is_a_difference_and_no_stub():
     assert exercise.problem(lambda items: next(iter(items), None)) is None, "None is right where the solution gives it"
     for half in (lambda items: items[0] if len(items) > 1 else None, lambda items: items[1] if items[1:] else None):
         message = exercise.problem(half)
-        assert not message.startswith(STUB_MESSAGE), message
-        assert "got None" in message or "got 4" in message, message
+        assert not message.startswith(STUB_MESSAGE), (
+            f"an answer that gives None on some inputs is taken for a stub: {message}"
+        )
+        assert "got None" in message or "got 4" in message, f"the message does not show what the answer gave: {message}"
     assert exercise.problem(lambda items: items[0] if items[1:] else None) == (
         "for first([5]), expected 5, got None. (Is a `return` missing in one branch?)"
+    ), "None on one input is told for another input, or without the hint at a missing `return`"
+    assert exercise.problem(lambda items: None).startswith(STUB_MESSAGE), (
+        "None on all inputs is no stub where the solution gives None on one of them"
     )
-    assert exercise.problem(lambda items: None).startswith(STUB_MESSAGE)
 
 
 def test_an_error_on_some_inputs_is_no_stub():
@@ -165,11 +175,15 @@ def test_an_error_on_some_inputs_is_no_stub():
 
     inputs = [*EXAMPLE.inputs, (torch.ones(4), torch.ones(4).bool())]
     exercise = Exercise("mean_of_kept", mean_of_kept, inputs)
-    assert "it raised NotImplementedError" in exercise.problem(half_done)
+    assert "it raised NotImplementedError" in exercise.problem(half_done), (
+        "an answer that raises NotImplementedError on one input only is taken for a stub"
+    )
 
 
 def test_a_value_for_a_function_is_said():
-    assert EXAMPLE.problem(1.5) == "mean_of_kept should be a function, and it is 1.5."
+    assert EXAMPLE.problem(1.5) == "mean_of_kept should be a function, and it is 1.5.", (
+        "who gives a number in place of a function is not told that a function is needed"
+    )
 
 
 def endless(*arguments):
@@ -216,51 +230,61 @@ def test_odd_answers_fail_with_a_message(answer):
 
 def test_unknown_mistake_shows_the_input_and_both_values():
     message = EXAMPLE.problem(lambda values, mask: values.max())
-    assert message == "for mean_of_kept([1, 2, 9], [True, True, False]), expected 1.5, got 9."
+    assert message == "for mean_of_kept([1, 2, 9], [True, True, False]), expected 1.5, got 9.", (
+        "an unknown mistake is told without its input, or with expected and got the other way round"
+    )
 
 
 def test_unknown_mistake_shows_the_first_entry_that_differs():
     table = torch.arange(200.0).reshape(10, 20)
     exercise = Exercise("double", solution=lambda x: 2 * x, inputs=[(table,)])
     message = exercise.problem(lambda x: torch.where(x > 46, 0, 2 * x))
-    assert message == "for double(tensor of shape [10, 20]), expected 94 at [2, 7], got 0."
+    assert message == "for double(tensor of shape [10, 20]), expected 94 at [2, 7], got 0.", (
+        "of a large tensor the place or the values of the first difference are wrong, or all of its numbers are shown"
+    )
     exercise = Exercise("rows", solution=lambda: [{"update": 0, "mean": table}, {"update": 1, "mean": table}])
     message = exercise.problem(lambda: [{"update": 0, "mean": table}, {"update": 1, "mean": table.clamp(max=30)}])
-    assert message == "for rows, expected 31 at [1]['mean'][1, 11], got 30."
+    assert message == "for rows, expected 31 at [1]['mean'][1, 11], got 30.", (
+        "the place of a difference within lists, dicts and tensors is told wrongly"
+    )
 
 
 def test_numbers_are_shown_with_the_digits_that_tell_them_apart():
-    assert difference(1206.04, 1206.0) == "expected 1206, got 1206.04."
+    assert difference(1206.04, 1206.0) == "expected 1206, got 1206.04.", (
+        "two numbers that differ are shown with the same digits, or as equal"
+    )
 
 
 def test_what_is_missing_or_too_much_is_shown():
     assert difference([1, 2], [1, 2, 3]) == (
         "expected 3 entries, got 2 entries. The first difference: expected 3 at [2], got nothing."
-    )
+    ), "entries that are missing are counted wrongly, or the first of them is not shown"
     assert difference([1, 2, 3], [1]) == (
         "expected 1 entry, got 3 entries. The first difference: nothing expected at [1], got 2."
-    )
+    ), "entries that are too many are counted wrongly, or the first of them is not shown"
 
 
 def test_wrong_shape_is_said():
     message = EXAMPLE.problem(lambda values, mask: values * mask)
-    assert "expected shape [], got shape [3]" in message
+    assert "expected shape [], got shape [3]" in message, "a wrong shape is told as a wrong number"
 
 
 def test_an_exception_is_reported_not_raised():
     message = EXAMPLE.problem(lambda values: values)
-    assert "it raised TypeError" in message
+    assert "it raised TypeError" in message, "the message does not name the error that the answer raised"
 
 
 def test_stub_that_raises_not_implemented():
     def stub(values, mask):
         raise NotImplementedError
 
-    assert EXAMPLE.problem(stub) == STUB_MESSAGE
+    assert EXAMPLE.problem(stub) == STUB_MESSAGE, (
+        "a stub that raises NotImplementedError is judged as an answer, or hinted at a missing `return`"
+    )
 
 
 def test_forgotten_return_is_hinted_at():
-    assert "`return`" in EXAMPLE.problem(lambda values, mask: None)
+    assert "`return`" in EXAMPLE.problem(lambda values, mask: None), "who forgot `return` gets no hint at it"
 
 
 def test_answer_that_changes_its_input_does_not_spoil_the_reference():
@@ -273,14 +297,14 @@ def test_answer_that_changes_its_input_does_not_spoil_the_reference():
 
 
 def test_nan_is_named():
-    assert "NaN" in EXAMPLE.problem(lambda values, mask: values.sum() * float("nan"))
+    assert "NaN" in EXAMPLE.problem(lambda values, mask: values.sum() * float("nan")), "a NaN is not called by its name"
 
 
 def test_exercise_about_a_number():
     exercise = Exercise("ratio", solution=2.0, mistakes={"that is the log of the ratio.": 0.6931})
-    assert exercise.check(2) is True
-    assert exercise.problem(0.6931) == "that is the log of the ratio."
-    assert exercise.problem(...).startswith(STUB_MESSAGE)
+    assert exercise.check(2) is True, "the right number is refused as an integer"
+    assert exercise.problem(0.6931) == "that is the log of the ratio.", "a wrong number that is known is not named"
+    assert exercise.problem(...).startswith(STUB_MESSAGE), "dots in place of a number are judged as an answer"
 
 
 def test_random_answers_see_the_same_random_state():
@@ -295,8 +319,10 @@ def test_expected_error_must_be_raised():
         raise ValueError("count")
 
     exercise = Exercise("strict", solution=strict, inputs=[(0,)])
-    assert exercise.check(strict) is True
-    assert "should raise ValueError" in exercise.problem(lambda count: count)
+    assert exercise.check(strict) is True, "an answer that raises the expected error is refused"
+    assert "should raise ValueError" in exercise.problem(lambda count: count), (
+        "an answer that does not raise the expected error is not told so"
+    )
 
 
 @pytest.mark.parametrize(
@@ -332,16 +358,18 @@ def test_expected_error_must_be_raised():
     ],
 )
 def test_difference(got, expected, same):
-    assert (difference(got, expected) is None) is same, difference(got, expected)
+    assert (difference(got, expected) is None) is same, (
+        f"values that are equal are told apart, or different ones are not: {difference(got, expected)}"
+    )
 
 
 def test_show_is_short():
-    assert show(torch.zeros(40, 40)) == "tensor of shape [40, 40]"
-    assert show([0.123456, "a"]) == "[0.1235, 'a']"
-    assert show(list(range(40))).endswith("23, ... (40 entries)]")
-    assert len(show("word " * 1000)) <= 200
+    assert show(torch.zeros(40, 40)) == "tensor of shape [40, 40]", "a large tensor is shown number by number"
+    assert show([0.123456, "a"]) == "[0.1235, 'a']", "a number is shown with all digits, or a text without its quotes"
+    assert show(list(range(40))).endswith("23, ... (40 entries)]"), "a long list is shown whole, or without its length"
+    assert len(show("word " * 1000)) <= 200, "a long text is shown whole"
 
 
 def test_reveal_prints_the_source(capsys):
     EXAMPLE.reveal()
-    assert "def mean_of_kept" in capsys.readouterr().out
+    assert "def mean_of_kept" in capsys.readouterr().out, "a reader who gives up is not shown the solution's source"

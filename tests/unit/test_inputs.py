@@ -106,8 +106,11 @@ def test_saved_weights_alone_take_the_rewards_and_settings_that_are_named(base):
     trainer, train, heldout = inputs.saved(str(base / "base"), changes, f"{base}/score.py:length")
     assert trainer.reward.__name__ == "length", "the reward that is named is not the one that judges"
     assert (trainer.config.model, trainer.config.max_new_tokens) == (str(base / "base"), 7), "settings are lost"
-    assert (train, heldout) == (["one", "two"], None)
-    assert next(trainer.policy.parameters()).equal(next(trainer.reference.parameters()))
+    assert train == ["one", "two"], "the prompts are not those of the `train_prompts` that are named"
+    assert heldout is None, "weights of no world and no run are given held-out prompts"
+    assert next(trainer.policy.parameters()).equal(next(trainer.reference.parameters())), (
+        "weights that no run saved are held against another model than themselves"
+    )
 
 
 def test_saved_weights_of_a_run_are_held_against_what_the_run_began_from(base):
@@ -115,7 +118,7 @@ def test_saved_weights_of_a_run_are_held_against_what_the_run_began_from(base):
     config = trainer.config
     assert (config.seed, config.max_new_tokens) == (5, 9), "settings are not the run's with the changes over them"
     assert trainer.reward.__name__ == "length", "the reward that is named is not the one that judges"
-    assert train == ["one", "two"]
+    assert train == ["one", "two"], "the prompts are not those of the run's `train_prompts`"
     before = next(load_policy(str(base / "base"))[0].parameters())
     assert next(trainer.reference.parameters()).equal(before), "the reference is not the model that the run began from"
     assert next(trainer.policy.parameters()).equal(before + 1), "the policy is not the saved one"
@@ -140,4 +143,6 @@ def test_a_world_is_not_taken_for_a_run_because_a_config_lies_here(work):
 def test_the_reward_of_the_last_session_is_remembered(tmp_path, sessions, reward):
     if sessions is not None:
         (tmp_path / "sessions.yaml").write_text(sessions)
-    assert inputs.reward_named_before(tmp_path) == reward
+    assert inputs.reward_named_before(tmp_path) == reward, (
+        "the reward is not that of the run's last command, or a run without one is said to have had it"
+    )

@@ -372,7 +372,9 @@ def test_what_does_not_fit_is_tried_without_recorded_steps_and_then_in_halves(re
         assert fitting.fit(work) == "done", "what was computed is lost"
     assert sizes == tried, "not first without recorded steps, then each time with half as many, down to one"
     told = [str(warning.message) for warning in said]
-    assert told == [f"out of memory: training now takes {size} responses at a time" for size in (6, 3, 1)]
+    assert told == [f"out of memory: training now takes {size} responses at a time" for size in (6, 3, 1)], (
+        "a smaller size is not told, told twice, or with another number than is tried next"
+    )
     assert fitting.size == 1, "the size that fits is forgotten"
 
 
@@ -389,7 +391,9 @@ def test_one_response_that_does_not_fit_is_given_up_after_one_more_try(recorded,
     with pytest.raises(RuntimeError, match="out of memory") as caught:
         memory.FittingSize("training", 1).fit(work)
     assert sizes == [1] * (1 + (recorded > 0)), "one response that does not fit is tried for ever, or not again"
-    assert "even one response at a time does not fit: set `activation_checkpointing`" in "".join(caught.value.__notes__)
+    assert "even one response at a time does not fit: set `activation_checkpointing`" in "".join(
+        caught.value.__notes__
+    ), "the error does not say which settings make one response fit"
 
 
 def test_a_pass_without_gradients_begins_with_what_the_settings_ask_for():
@@ -477,4 +481,6 @@ def test_merged_models_are_what_transformers_loads(tmp_path):
     ppo.save(tmp_path)
     files = sorted(path.name for path in tmp_path.iterdir())
     assert "adapter_config.json" not in files, "adapters were saved in place of the model"
-    assert AutoModelForCausalLM.from_pretrained(tmp_path).num_parameters() == tiny_policy().num_parameters()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).num_parameters() == tiny_policy().num_parameters(), (
+        "a model with merged adapters is saved with more or fewer weights than it had without"
+    )

@@ -30,8 +30,10 @@ def weights(layers: int) -> int:
 def test_weights_gradients_and_optimiser_are_counted_exactly():
     parts = memory_by_moment(PPOConfigV1(**SHORT), TINY, 6)["optimizer step"]
     both = 2 * weights(2) + 65  # and the critic's value head
-    assert parts["weights"] == parts["gradients"] == 4 * both
-    assert parts["optimizer"] == 8 * both and parts["reference"] == 4 * weights(2)
+    assert parts["weights"] == 4 * both, "weights are counted twice, in other bytes than 4, or without the value head"
+    assert parts["gradients"] == 4 * both, "a trained weight has no gradient of 4 bytes, or a frozen one has"
+    assert parts["optimizer"] == 8 * both, "adamw is counted with something else than two moments of 4 bytes a weight"
+    assert parts["reference"] == 4 * weights(2), "the reference is not counted as another whole policy"
 
 
 def test_the_cache_and_the_logits_are_those_of_the_longest_text():
@@ -42,9 +44,13 @@ def test_the_cache_and_the_logits_are_those_of_the_longest_text():
         for only in (True, False)
     )
     assert 4 * 10 * words * 4 <= few <= 8 * 4 * 11 * words * 4, "logits of responses alone"
-    assert few < 0.5 * all_of_them
+    assert few < 0.5 * all_of_them, (
+        "`response_logits_only` changes little: logits of the prompts are counted all the same"
+    )
     long = memory_by_moment(PPOConfigV1(**SHORT | {"max_new_tokens": 500}), TINY, 3)["sampling"]
-    assert long["kv_cache"] >= 4 * (2 * 4 * 2 * 502 * 16 * 2)  # bytes, keys and values, responses, heads, width, layers
+    assert long["kv_cache"] >= 4 * (  # bytes
+        2 * 4 * 2 * 502 * 16 * 2  # keys and values, responses, heads, width, layers
+    ), "the key-value cache is counted for fewer tokens than the longest text has"
 
 
 @pytest.mark.parametrize(("fit", "together"), [(1, 4), (7, 7), (12, 12), (99, 12)])
@@ -70,7 +76,8 @@ def test_a_step_takes_the_room_of_one_of_its_micro_batches():
 def test_adapters_leave_no_reference_and_little_to_train():
     parts = estimate_memory(PPOConfigV1(**SHORT, lora_rank=4), TINY, 6)
     full = estimate_memory(PPOConfigV1(**SHORT), TINY, 6)
-    assert parts["reference"] == 0 and parts["optimizer"] < 0.3 * full["optimizer"]
+    assert parts["reference"] == 0, "a run with adapters is counted a reference of its own"
+    assert parts["optimizer"] < 0.3 * full["optimizer"], "the optimiser's moments are counted for frozen weights too"
 
 
 def test_recomputed_activations_need_less():
@@ -78,22 +85,28 @@ def test_recomputed_activations_need_less():
         memory_by_moment(PPOConfigV1(**SHORT, activation_checkpointing=on), TINY, 60)["forward"]["activations"]
         for on in (False, True)
     )
-    assert recomputed < 0.5 * plain
+    assert recomputed < 0.5 * plain, "`activation_checkpointing` changes little in the activations that are counted"
 
 
 def test_a_few_layers_tell_what_many_take(monkeypatch):
     deep = LlamaConfig(vocab_size=1000, num_hidden_layers=9, tie_word_embeddings=True, **SIZES)
     few = estimate_memory(PPOConfigV1(**SHORT), deep, 60)
     monkeypatch.setattr("ppo_lib.commands.memory_estimate.FEW", 9)
-    assert sum(few.values()) == pytest.approx(sum(estimate_memory(PPOConfigV1(**SHORT), deep, 60).values()), rel=0.05)
+    assert sum(few.values()) == pytest.approx(
+        sum(estimate_memory(PPOConfigV1(**SHORT), deep, 60).values()), rel=0.05
+    ), "what two layers take is carried over to nine with a wrong number of layers"
 
 
 def test_stored_measurements_agree_within_a_quarter():
     with open(stored.replace("__init__.py", "memory_estimate/measured.json")) as file:
         rows = json.load(file)["rows"]
-    assert {"v0", "response_logits_only"} <= {row["setting"] for row in rows}
+    assert {"v0", "response_logits_only"} <= {row["setting"] for row in rows}, (
+        "the stored measurements lack a setting that the estimate is held against"
+    )
     for row in rows:
-        assert 0.75 <= row["estimate"] / row["update_peak"] <= 1.25, row["setting"]
+        assert 0.75 <= row["estimate"] / row["update_peak"] <= 1.25, (
+            f"the estimate of {row['setting']} is more than a quarter off what was measured"
+        )
 
 
 @pytest.mark.parametrize("preset", PROMISES)
@@ -104,8 +117,8 @@ def test_a_preset_keeps_its_promise(preset):
     model, tokens, written = promise.groups()
     config = PPOConfigV1.preset(preset, max_new_tokens=int(tokens))
     total = sum(estimate_memory(config, MODELS[model], int(tokens)).values()) / 1e9
-    assert total == pytest.approx(float(written), abs=0.06)
-    assert total + 0.5 <= PROMISES[preset]
+    assert total == pytest.approx(float(written), abs=0.06), "the memory written in the preset's file is out of date"
+    assert total + 0.5 <= PROMISES[preset], "the preset needs more than its GPU has beside driver and libraries"
 
 
 @pytest.mark.parametrize("preset", PROMISES)
@@ -115,16 +128,18 @@ def test_a_preset_trains(preset, monkeypatch):
     config = PPOConfigV1.preset(preset, num_ppo_epochs=1, max_new_tokens=8, total_episodes=2 * config.rollout_size)
     trainer = PPOTrainer(config=config)
     before = [p.detach().clone() for p in trainer.policy.parameters() if p.requires_grad]
-    assert len(trainer.train(["The film was", "I think"])) == 2
+    assert len(trainer.train(["The film was", "I think"])) == 2, "a run with the preset does not make its two updates"
     after = [p for p in trainer.policy.parameters() if p.requires_grad]
-    assert any((a != b).any() for a, b in zip(after, before, strict=True))
+    assert any((a != b).any() for a, b in zip(after, before, strict=True)), "a run with the preset changes no weight"
 
 
 def test_presets_have_the_sizes_that_were_asked_for():
     sizes = {p: PPOConfigV1.preset(p) for p in PROMISES}
     assert {
         p: (c.batch_size, c.gradient_accumulation_steps, c.group_size) for p, c in sizes.items()
-    } == {"8gb": (1, 8, 1), "16gb": (4, 1, 2), "32gb": (8, 1, 4)}  # fmt: skip
+    } == {"8gb": (1, 8, 1), "16gb": (4, 1, 2), "32gb": (8, 1, 4)}, (
+        "a preset has another rollout or another micro-batch than was asked for"
+    )  # fmt: skip
 
 
 # room on the disk, and time
@@ -134,7 +149,7 @@ def test_presets_have_the_sizes_that_were_asked_for():
     ("size", "text"), [(0, "0.0 MB"), (99_949_999, "99.9 MB"), (10**8, "0.10 GB"), (2**30, "1.07 GB")]
 )
 def test_bytes_are_told_in_thousands(size, text):
-    assert plan.gb(size) == text
+    assert plan.gb(size) == text, "bytes are told in powers of two, in another unit or with other digits"
 
 
 def of_weights(count: int, adapters: int = 0) -> nn.Module:
@@ -184,7 +199,9 @@ def test_time_is_measured_where_the_peak_fits_to_the_byte(device, missing, said,
     monkeypatch.setattr(timing.psutil, "virtual_memory", lambda: SimpleNamespace(available=here["cpu"], total=10**15))
     monkeypatch.setattr(timing.torch.cuda, "mem_get_info", lambda device: (here["cuda"], 10**15))
     monkeypatch.setattr(timing, "_measured", lambda config, reward: "measured")
-    assert timing.estimate_time(PPOConfigV1(), None, free + missing).startswith(said)
+    assert timing.estimate_time(PPOConfigV1(), None, free + missing).startswith(said), (
+        "the peak is held against the other device's free memory, or the limit is off by one byte"
+    )
 
 
 @pytest.mark.parametrize(
@@ -192,7 +209,7 @@ def test_time_is_measured_where_the_peak_fits_to_the_byte(device, missing, said,
     [(9.94, "9.9 s"), (10.4, "10 s"), (89.9, "90 s"), (90, "1.5 min"), (5399, "90.0 min"), (5400, "1.5 h")],
 )
 def test_a_time_is_told_in_the_unit_that_reads_best(seconds, text):
-    assert timing.spoken(seconds) == text
+    assert timing.spoken(seconds) == text, "a time is told in another unit, or with other digits"
 
 
 @pytest.mark.parametrize(
@@ -217,4 +234,6 @@ def test_the_time_of_an_evaluation_is_that_of_all_its_prompts(monkeypatch):
     monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(timing, "evaluate", lambda trainer, prompts, reward: seen.extend(prompts))
     trainer = SimpleNamespace(forward_batch=SimpleNamespace(size=4), reward=None)
-    assert timing._evaluation(trainer, list("abcdefghij")) == 3.0 * 10 / 4 and seen == list("abcd")
+    took = timing._evaluation(trainer, list("abcdefghij"))
+    assert seen == list("abcd"), "an evaluation is timed on more or fewer prompts than are answered at a time"
+    assert took == 3.0 * 10 / 4, "the time of a part of the prompts is not scaled to all of them"

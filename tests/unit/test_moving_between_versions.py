@@ -37,21 +37,22 @@ def test_what_one_stage_saves_every_other_loads_and_trains_on(saved, before, aft
     for name in ("policy", "critic"):
         pairs = zip(getattr(old, name).parameters(), getattr(new, name).parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs), f"{after} loads another {name} than {before} saved"
-    assert len(new.train(PROMPTS)) == 3
+    assert len(new.train(PROMPTS)) == 3, f"{after} does not make all of its updates on the model that {before} saved"
 
 
 def test_the_first_model_can_stay_the_reference(saved):
     _, folder = saved["v1"]
     first = tiny_policy(sharpness=2.0)
     trainer = STAGES["v2"](str(folder), vowels, reference=first, **SMALL)
-    assert trainer.reference is first and trainer.train(PROMPTS)[0]["objective/kl"] != 0
+    assert trainer.reference is first, "the reference that is given is replaced by a copy of the loaded model"
+    assert trainer.train(PROMPTS)[0]["objective/kl"] != 0, "KL is measured against the loaded model, not the first one"
 
 
 @pytest.mark.parametrize(("before", "after"), [*itertools.combinations(CONFIGS, 2)])
 def test_settings_move_forwards_only(tmp_path, before, after):
     CONFIGS[before](learning_rate=3e-4, seed=7).to_yaml(tmp_path / "early.yaml")
     read = CONFIGS[after].from_yaml(tmp_path / "early.yaml")
-    assert (read.learning_rate, read.seed) == (3e-4, 7)
+    assert (read.learning_rate, read.seed) == (3e-4, 7), f"{after} loses settings that {before} wrote"
     CONFIGS[after]().to_yaml(tmp_path / "late.yaml")
     with pytest.raises(ValueError, match="unknown setting"):
         CONFIGS[before].from_yaml(tmp_path / "late.yaml")
@@ -59,7 +60,10 @@ def test_settings_move_forwards_only(tmp_path, before, after):
 
 def test_settings_of_v0_bring_v0s_rollouts(tmp_path):
     PPOConfig().to_yaml(tmp_path / "v0.yaml")
-    assert (ReplayConfig().batch_size, ReplayConfig.from_yaml(tmp_path / "v0.yaml").batch_size) == (8, 32)
+    assert ReplayConfig().batch_size == 8, "the test needs v2 to have another default of `batch_size` than v0"
+    assert ReplayConfig.from_yaml(tmp_path / "v0.yaml").batch_size == 32, (
+        "`batch_size` of v0 is lost where v2 reads v0's settings: a default is not written"
+    )
 
 
 def test_a_run_with_replay_goes_on_without_it(tmp_path):
@@ -72,4 +76,5 @@ def test_a_run_with_replay_goes_on_without_it(tmp_path):
     with pytest.warns(UserWarning, match="use_replay_buffer"):
         resumed = trainer(resume_from_checkpoint=True, use_replay_buffer=False)
     (last,) = resumed.train(PROMPTS)
-    assert last["update"] == 3 and "replay/sampled" not in last
+    assert "replay/sampled" not in last, "a run that goes on with `use_replay_buffer=False` still replays"
+    assert last["update"] == 3, "a run that goes on without replay counts its updates anew"

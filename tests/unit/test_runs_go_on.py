@@ -211,9 +211,9 @@ def test_a_run_resumed_with_rollouts_of_another_size_ends_at_its_responses(chang
 def test_the_command_line_resumes_with_another_size(tmp_path, capsys):
     common = ["--set", "max_new_tokens=4", "--set", "num_ppo_epochs=1", "--set", f"output_dir={tmp_path}/run"]
     sizes = ["--set", "total_episodes=24", "--set", "batch_size=4", "--set", "minibatch_size=4"]
-    assert main(["train", *common, *sizes]) == 0
+    assert main(["train", *common, *sizes]) == 0, "a short run on the command line fails"
     longer = ["--set", "batch_size=8", "--set", "total_episodes=40"]
-    assert main(["resume", f"{tmp_path}/run", *longer]) == 0
+    assert main(["resume", f"{tmp_path}/run", *longer]) == 0, "a run cannot be resumed with another `batch_size`"
     assert "8 updates" in capsys.readouterr().out, "16 responses more in rollouts of 8 are two updates"
 
 
@@ -276,4 +276,6 @@ def test_the_bar_names_what_takes_its_time(monkeypatch):
 def test_worlds_train_in_rollouts_that_do_not_divide_their_prompts():
     world = worlds.load("reviews")
     run = ppo.PPOTrainer(total_episodes=21, batch_size=7, minibatch_size=7, max_new_tokens=2, device="cpu")
-    assert [row["episode"] for row in run.train(world.prompts)] == [7, 14, 21]
+    assert [row["episode"] for row in run.train(world.prompts)] == [7, 14, 21], (
+        "rollouts of a size that does not divide the prompts have lost or additional responses"
+    )

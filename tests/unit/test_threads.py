@@ -38,14 +38,14 @@ def two_by_default(monkeypatch):
 def test_the_largest_model_decides_and_a_larger_one_gets_its_threads_back():
     assert threads.settle_threads(SMALL, None) == torch.get_num_threads() == 1, "a small model has threads that wait"
     assert threads.settle_threads(SMALL, LARGE) == torch.get_num_threads() == 2, "a large model is left with one thread"
-    assert threads.settle_threads(LARGE) == 2
-    assert threads.settle_threads() == torch.get_num_threads() == 1
+    assert threads.settle_threads(LARGE) == 2, "a large model's threads are taken away"
+    assert threads.settle_threads() == torch.get_num_threads() == 1, "without a model there are threads that wait"
 
 
 @pytest.mark.parametrize("name", threads.CHOSEN)
 def test_a_variable_of_the_environment_chooses(name, monkeypatch):
     monkeypatch.setenv(name, "2")
-    assert threads.settle_threads(SMALL) == torch.get_num_threads() == 2
+    assert threads.settle_threads(SMALL) == torch.get_num_threads() == 2, f"threads chosen by {name} are overruled"
 
 
 def test_set_num_threads_chooses():
@@ -56,7 +56,9 @@ def test_set_num_threads_chooses():
 
 
 def test_a_gpu_leaves_the_cpu_alone():
-    assert threads.settle_threads(OfSize(10, device="meta")) == torch.get_num_threads() == 2
+    assert threads.settle_threads(OfSize(10, device="meta")) == torch.get_num_threads() == 2, (
+        "a model that is not on the CPU changes the CPU's threads"
+    )
 
 
 def test_the_choice_is_told_once_in_the_log(caplog):
@@ -65,7 +67,7 @@ def test_the_choice_is_told_once_in_the_log(caplog):
             threads.settle_threads(SMALL)
     assert [record.message for record in caplog.records] == [
         f"1 of 2 CPU threads for {threads.SMALL - 1} parameters (OMP_NUM_THREADS chooses)"
-    ]
+    ], "the choice of threads is not told, is told again where nothing changes, or with wrong numbers"
 
 
 def test_worlds_and_trainers_choose():
