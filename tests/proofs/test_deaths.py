@@ -60,8 +60,8 @@ def test_a_death_at_any_file_operation_leaves_the_last_good_checkpoint(tmp_path)
         state, path, passed_over = checkpoint.load_newest(folder)
         assert state is not None, f"killed at operation {operation}, no checkpoint is left"
         assert state["update"] >= 2, (
-            f"killed at operation {operation}, the last good checkpoint is lost: the older was pruned, or the newer replaced "
-            f"in place: {passed_over}"
+            f"killed at operation {operation}, the last good checkpoint is lost, pruned too soon or changed in place: "
+            f"{passed_over}"
         )
         assert path.name == max(left), (
             f"killed at operation {operation}, a broken checkpoint bears its name: {passed_over}"

@@ -177,7 +177,9 @@ def test_what_an_arm_takes_to_a_threshold(tables):
 def test_an_arm_of_one_run_is_no_opponent(tables):
     arms = arms_of_a_study()
     del arms["runner-up"], arms["same"][2]
-    assert not [name for name in tables.until(arms["replay"], arms, 0.5) if "same" in name or "runner-up" in name]
+    row = tables.until(arms["replay"], arms, 0.5)
+    assert not [name for name in row if "runner-up" in name], "an arm is compared with one that has no runs"
+    assert not [name for name in row if "same" in name], "an arm is compared with one of a single run: no interval"
 
 
 def test_two_runs_that_never_arrive_are_equally_good(tables):
@@ -195,7 +197,8 @@ def test_the_table_of_an_arm(tables):
                 row["kl"] = 1000.0 * place + 100 * seed + number**2
                 row["ess"] = 1 / (1 + number + 10 * seed)
     runs, ppo, table = arms["replay"], arms["ppo"], tables.arm_table(arms["replay"], arms, levels)
-    assert (table["runs"], table["collapsed"]) == (2, 0)
+    assert table["runs"] == 2, "not the runs of the arm are counted"
+    assert table["collapsed"] == 0, "a run that holds its gain is said to have collapsed"
     for name in ("objective", "score", "kl", "entropy"):
         ends = {seed: tables.final(run, name) for seed, run in runs.items()}
         assert table[f"final_{name}"] == rounded(mean_interval(list(ends.values()))), f"not the runs' final {name}"
@@ -281,7 +284,9 @@ def test_the_summary_of_a_study(tables, tmp_path, capsys):
     for task, of_task in (("dense", arms), ("sums", {name: few[name] for name in ("ppo", "grpo")})):
         table, levels = summary["tasks"][task], tables.thresholds(of_task["ppo"])
         assert table["start"] == -1.0, "not where PPO's runs start"
-        assert table["thresholds"] == {str(share): round(level, 4) for share, level in levels.items()}
+        assert table["thresholds"] == {str(share): round(level, 4) for share, level in levels.items()}, (
+            f"{task}: the thresholds are those of another task, or of another arm than PPO"
+        )
         for name, runs in of_task.items():
             assert table["arms"][name]["total_cpu"] == tables.arm_table(runs, of_task, levels)["total_cpu"], (
                 f"{task}: the evaluations are not taken out of the CPU time once each"
@@ -291,13 +296,18 @@ def test_the_summary_of_a_study(tables, tmp_path, capsys):
     expected = tables.ablation_table(arms | {"one epoch": ablation}, ["one epoch"], levels)
     assert summary["ablations"] == {"dense": expected}, "the ablations are not those of the task"
     stored = json.loads((tmp_path / "summary.json").read_text())
-    assert stored["tasks"] == summary["tasks"] and "scipy" in stored["versions"], "what is stored is not what is said"
+    assert stored["tasks"] == summary["tasks"], "what is stored is not what is said"
+    assert "scipy" in stored["versions"], "the summary does not say which scipy made its intervals"
     to = summary["tasks"]["dense"]["arms"]["replay"]["until"]["90"]
     out = capsys.readouterr().out
-    assert f"replay    90 %:       2 tokens, 0/2 never, x{to['against_ppo']} against ppo, final 1.000, KL" in out
+    assert f"replay    90 %:       2 tokens, 0/2 never, x{to['against_ppo']} against ppo, final 1.000, KL" in out, (
+        "an arm's printed line has other numbers than its table"
+    )
     row = summary["ablations"]["dense"]["one epoch"]
     assert "dense {'50': 0.0, '75': 0.5, '90': 0.8, '100': 1.0}" in out, "the printed thresholds are others"
-    assert f"dense one epoch            5 tokens (full 2), x{row['times_dearer']} dearer" in out
+    assert f"dense one epoch            5 tokens (full 2), x{row['times_dearer']} dearer" in out, (
+        "an ablation's printed line has other numbers than its table"
+    )
 
 
 def test_the_start_of_a_task_is_the_mean_of_ppos_first_evaluations(tables, tmp_path):
@@ -364,7 +374,9 @@ def test_missing_orders_are_run_with_dice_of_their_own(orders, monkeypatch):
     assert asked == [(task, "replay", {"of": "dense"}, seed) for seed in (1, 2)], "not order 2 alone, of the chosen arm"
     assert opened == [2001, 2002], "two runs share their order"
     arms = orders.read_curves(orders.OUT / "curves.csv")["dense"]
-    assert {name: sorted(runs) for name, runs in arms.items()} == {"order 1": [1, 2], "order 2": [1, 2]}
+    assert {name: sorted(runs) for name, runs in arms.items()} == {"order 1": [1, 2], "order 2": [1, 2]}, (
+        "a run is stored under another order or seed, or those stored before are lost"
+    )
     assert [row["objective"] for row in arms["order 2"][2]] == [-1, -1, -1, 1, 1], "a column holds another's numbers"
 
 
@@ -380,7 +392,9 @@ def test_another_order_holds_the_same_responses(orders, monkeypatch):
         first, none, second = (orders.ReplayBuffer.sample(None, 50) for _ in range(3))
         raise ZeroDivisionError
     assert sorted(first) == sorted(second) == list(range(50)), "a shuffled batch lost or doubled a response"
-    assert first != list(range(50)) and first != second and none is None, "the batch is handed out in its own order"
+    assert none is None, "an empty draw is shuffled into something else"
+    assert first != list(range(50)), "the batch is handed out in its own order"
+    assert first != second, "every batch is shuffled by the same dice"
     assert orders.ReplayBuffer.sample is plain, "the buffer stays shuffled after the run"
 
 
@@ -404,8 +418,12 @@ def test_the_table_of_smollm2_is_that_of_common_seeds(smollm2, tables, tmp_path)
     found = json.loads((tmp_path / "summary.json").read_text())
     common = {arm: {seed: arms[arm][seed] for seed in (1, 2)} for arm in ("ppo", "replay", "same")}
     levels = tables.thresholds(common["ppo"])
-    assert found["thresholds"] == {str(share): level for share, level in levels.items()} and found["start"] == -1
-    assert found["tuning_runs"] == {"ppo": 3, "replay": 2} and found["settings"]["replay"] == {"of": "replay"}
+    assert found["thresholds"] == {str(share): level for share, level in levels.items()}, (
+        "thresholds are not those of PPO's final runs on the seeds that all arms have"
+    )
+    assert found["start"] == -1, "not where PPO's runs start"
+    assert found["tuning_runs"] == {"ppo": 3, "replay": 2}, "runs of the tuning are miscounted: final ones among them"
+    assert found["settings"]["replay"] == {"of": "replay"}, "the settings are those of a run of the tuning"
     for arm, runs in common.items():
         table = tables.arm_table(runs, common, levels)
         del table["total_cpu"], table["total_generating"]
