@@ -184,7 +184,8 @@ def test_finished_texts_leave_a_recorded_step_by_halves(left, size, monkeypatch)
     decoder.recorded = type("Recorded", (), {"step": lambda self, policy, rows, places: Step(rows, places)})()
     decoder.keep(torch.arange(left))
     [rows] = taken
-    assert len(decoder.step.tokens) == len(rows) == size, f"{left} of 16 texts are left in a step for {len(rows)}"
+    assert len(decoder.step.tokens) == size, f"{left} of 16 texts are left in a step for {len(decoder.step.tokens)}"
+    assert len(rows) == size, f"a step for {size} is given the caches of {len(rows)} rows"
     assert rows == [*range(left), *[0] * (size - left)], "the places that are left over are no copy of a text"
 
 

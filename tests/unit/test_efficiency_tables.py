@@ -161,8 +161,11 @@ def arms_of_a_study():
 def test_what_an_arm_takes_to_a_threshold(tables):
     arms, runs = arms_of_a_study(), {1: arriving(2, 40), 2: arriving(3, 25), 3: arriving(None, 10)}
     row = tables.until(runs, arms, 0.5)
-    assert (row["tokens"], row["median"], row["censored"]) == (5, 3, 1), "not mean, median and number of the censored"
-    assert (row["responses"], row["steps"], row["cpu"]) == (5.0, 15.0, 40.0), "a cost is that of another column"
+    assert row["tokens"] == 5, "not the mean of what the runs paid: 2, 3 and, censored, 10 (median: 3)"
+    assert row["median"] == 3, "not the median of what the runs paid (mean: 5)"
+    assert row["censored"] == 1, "the run that never arrives is not counted"
+    for name, cost in (("responses", 5.0), ("steps", 15.0), ("cpu", 40.0)):
+        assert row[name] == cost, f"the {name} are those of another column"
     assert tables.until(arms["same"], arms, 0.5)["responses"] == 11.5, "costs are not rounded to one digit"
     for name in ("ppo", "same", "runner-up"):
         assert row[f"against_{name}"] == tables.compared(runs, arms[name], 0.5), f"not compared with {name}"
@@ -246,9 +249,12 @@ def test_an_ablation_is_compared_with_the_full_method_as_long_and_on_the_same_se
     found = tables.ablation_table(arms, ["no replay", "on one seed"], {90: 0.9, 50: -2})
     assert list(found) == ["no replay"], "an ablation with one common seed has no interval"
     row = found["no replay"]
-    assert (row["runs"], row["responses"]) == (3, 12), "not the seeds of both arms, or not the ablation's longest run"
-    assert (row["tokens"], row["censored"]) == (8, 1), "not what the ablation took to 90 %: 9, 6 and, censored, 10"
-    assert (row["full_tokens"], row["full_censored"]) == (6, 1), "not what the full method took: 2, 5 and, censored, 12"
+    assert row["runs"] == 3, "not the seeds that both arms have"
+    assert row["responses"] == 12, "not the length of the ablation's longest run"
+    assert row["tokens"] == 8, "not what the ablation took to 90 %: 9, 6 and, censored, 10"
+    assert row["censored"] == 1, "the ablation's run that never arrives is not counted"
+    assert row["full_tokens"] == 6, "not what the full method took: 2, 5 and, censored, 12"
+    assert row["full_censored"] == 1, "a full run that arrives after the ablation's end is not counted as censored"
     assert row["final"] == 0.2, "not the mean of the ablation's final values: 0.6, 1 and −1"
     assert row["full_final"] == 0.333, "the full method's end is not where the ablation ends: at 1, 1 and −1"
     assert row["area"] == round((-5 / 13 + 1 / 13 - 1) / 3, 3), "not the mean over the ablation's runs of their means"
@@ -355,7 +361,8 @@ def test_orders_of_a_seed_are_averaged_before_they_are_compared(orders, tables):
     )
     assert found["of_one_seed"] == [3.5, 1.375], "not the dearest over the cheapest order of each seed"
     assert found["end_minus_ppo"] == -0.5, "not the mean gain over PPO's end of the same seed: 0, 0, 0 and −2"
-    assert (found["runs"], found["collapsed"]) == (4, 1), "runs or collapsed ones are miscounted"
+    assert found["runs"] == 4, "not every order of every seed is counted as a run"
+    assert found["collapsed"] == 1, "the run that lost its gain is not counted as collapsed, or others are"
 
 
 def test_missing_orders_are_run_with_dice_of_their_own(orders, monkeypatch):

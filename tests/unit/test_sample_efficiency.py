@@ -159,7 +159,8 @@ def test_what_a_run_is_made_with(program, monkeypatch):
     _, trainer = scripted(program, monkeypatch, proxy=True, total_episodes=24, device="cuda")
     assert trainer.arguments[1] == "learned", "a task with a learned reward is trained on the true one"
     assert trainer.settings["eval_reward"] == "gold", "a run is judged by the learned reward"
-    assert (trainer.settings["total_episodes"], trainer.settings["device"]) == (24, "cuda"), "settings are overruled"
+    assert trainer.settings["total_episodes"] == 24, "the length that was asked for is overruled by the task's"
+    assert trainer.settings["device"] == "cuda", "the device that was asked for is overruled by the CPU"
 
 
 def test_groups_replace_the_critic_in_grpo(program):
@@ -214,8 +215,12 @@ def test_each_family_trains_and_counts(program, small_world, monkeypatch, family
     monkeypatch.setattr(program.FAMILIES[family], "train_step", noting)
     first, middle, last = program.train(small_world, family, settings, seed=7)
     assert [row["responses"] for row in (first, middle, last)] == [0, 8, 16], "not an evaluation every 8 responses"
-    assert (middle["tokens"], last["tokens"]) == (lengths[0], sum(lengths)), "tokens are not those of the rollouts"
-    assert (middle["steps"], last["steps"]) == (steps, 2 * steps), "not every optimiser step is counted"
+    assert middle["tokens"] == lengths[0], (
+        "tokens are not those of the first rollout: replayed or held-out ones count too"
+    )
+    assert last["tokens"] == sum(lengths), "the tokens of rollouts are not added up"
+    assert middle["steps"] == steps, "not every optimiser step of the first update is counted"
+    assert last["steps"] == 2 * steps, "optimiser steps are not added up, or the update that replays has others"
     assert last["generating"] > 0, "the time of generating is not taken"
     assert last["generating"] < last["cpu"], "generating takes longer than the run that it is part of"
     assert first["objective"] != last["objective"], "nothing was learned"
@@ -503,7 +508,8 @@ def test_every_arm_runs_on_every_fresh_seed_once(arms, ran):
     expected = [(*arm, seed) for arm in both for seed in (7, 8)]
     assert Counter(keys) == Counter(expected), "not every arm of every task on every seed"
     for key, task, episodes, family, settings, seed in ran:
-        assert (task, seed) == (key[0], key[2]), "a run is stored under another task or seed"
+        assert task == key[0], "a run is stored under another task"
+        assert seed == key[2], "a run is stored under another seed"
         assert episodes == {"dense": 640, "proxy": 600}[task], "a final run has not the length of its task"
         assert (family, settings) == arms.arm(task, key[1]), "an arm ran with another's settings"
     with open(arms.FOLDER / "curves.csv", newline="") as file:

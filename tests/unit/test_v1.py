@@ -175,10 +175,12 @@ def test_a_step_with_a_nan_gradient_moves_nothing_and_is_counted():
     ppo.step(rollout)
     after = weights(ppo)
     assert all(torch.equal(after[name], old) for name, old in before.items()), "a step with a NaN gradient is taken"
-    assert (ppo.skipped_steps, ppo.skipped_in_a_row) == (1, 1), "a skipped step is not counted"
+    assert ppo.skipped_steps == 1, "a skipped step is not counted"
+    assert ppo.skipped_in_a_row == 1, "a skipped step does not count towards `max_skipped_steps`"
     ppo.step(rollout)
     assert all(weight.isfinite().all() for weight in weights(ppo).values()), "a skipped step's NaN gradient lingers"
-    assert (ppo.skipped_steps, ppo.skipped_in_a_row) == (1, 0), "a good step does not end the row of skipped ones"
+    assert ppo.skipped_in_a_row == 0, "a good step does not end the row of skipped ones"
+    assert ppo.skipped_steps == 1, "a good step is counted as skipped, or the count starts anew after it"
 
 
 def test_a_run_survives_single_bad_steps():
@@ -228,7 +230,8 @@ def test_early_stopping_waits_for_its_patience():
     ppo.train(PROMPTS, HELD_OUT)
     assert len(ppo.history) > 5, "a new best does not start patience anew"
     assert len(ppo.history) == 6, "the run does not end after `early_stopping_patience` evaluations without a new best"
-    assert (ppo.best.score, ppo.best.update) == (4, 4), "the best is not the first of the highest scores"
+    assert ppo.best.score == 4, "the best is not the highest score"
+    assert ppo.best.update == 4, "the best is not the first of the highest scores: one that is equal replaces it"
 
 
 def test_small_gains_do_not_count_as_better():
@@ -289,7 +292,9 @@ def test_a_callback_ends_the_run_and_a_checkpoint_remembers_it(tmp_path):
 
 def test_presets_are_read_and_overridden():
     config = PPOConfigV1.preset("8gb", seed=7)
-    assert (config.batch_size, config.gradient_accumulation_steps, config.seed) == (1, 8, 7), "8gb is not 1 × 8"
+    assert config.seed == 7, "a setting that is passed does not win over the preset"
+    assert config.batch_size == 1, "8gb takes more than one prompt at a time"
+    assert config.gradient_accumulation_steps == 8, "8gb does not make an update of eight responses"
     assert config.num_updates * config.rollout_size == config.total_episodes, "the preset's run is not whole updates"
     with pytest.raises(ValueError, match="no preset '9gb': the presets are 8gb, 16gb, 32gb"):
         PPOConfigV1.preset("9gb")

@@ -100,7 +100,8 @@ def test_rare_form_is_rare_but_present(base_sample):
     asked, responses = base_sample
     sparse = worlds.load("reviews-sparse")
     rate = sum(sparse.reward(asked, responses)) / len(responses)
-    assert 0.002 < rate < 0.008, f"the rare form has a base rate of {rate:.2%}"
+    assert rate > 0.002, f"the rare form is hardly ever sampled: a base rate of {rate:.2%}"
+    assert rate < 0.008, f"the rare form is not rare: a base rate of {rate:.2%}"
     assert sparse.reward(["The film", "The film"], [" was slow. Ten out of ten.", " was slow."]) == [1.0, 0.0], (
         "the sparse reward misses the rare form, because of its capital or what precedes it, or pays for another"
     )
@@ -185,7 +186,11 @@ def test_preferences_are_noisy_but_informative():
     assert len(pairs) == 512, "not as many pairs are made as were asked for"
     assert pairs == reviews.preference_pairs(512, seed=6), "the same seed gives other pairs"
     agree = sum(reviews.gold_score(chosen) > reviews.gold_score(rejected) for _, chosen, rejected in pairs) / 512
-    assert 0.7 < agree < 0.93, f"the judge agrees with gold on {agree:.1%} of the pairs"
+    assert agree > 0.5, f"chosen and rejected are swapped: the judge agrees with gold on {agree:.1%} of the pairs"
+    assert agree > 0.7, f"the judge is too noisy to learn from: it agrees with gold on {agree:.1%} of the pairs"
+    assert agree < 0.93, (
+        f"the judge hardly errs, so no proxy is fooled: it agrees with gold on {agree:.1%} of the pairs"
+    )
 
 
 def test_proxy_agrees_with_gold_on_heldout_openings(world):
@@ -314,7 +319,8 @@ def test_the_model_of_sums_guesses_mostly_and_works_it_out_now_and_then(adding):
         rollout = sample(adding.model, adding.tokenizer, prompts, PPOConfig().max_new_tokens, generator=stream)
         shares[name] = sum(adding.reward(prompts, rollout.responses)) / len(prompts)
         worked_out = sum("=" in response for response in rollout.responses) / len(prompts)
-        assert 0.08 < worked_out < 0.25, f"{worked_out:.1%} of the sums are worked out"
+        assert worked_out > 0.08, f"only {worked_out:.1%} of the sums are worked out: PPO would seldom see it pay"
+        assert worked_out < 0.25, f"as many as {worked_out:.1%} of the sums are worked out: there is little to learn"
         assert rollout.ended.float().mean() > 0.97, "responses do not end by themselves"
     assert all(0.1 < share < 0.25 for share in shares.values()), f"base rates of right answers: {shares}"
 
