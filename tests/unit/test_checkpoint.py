@@ -36,7 +36,11 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
 
     def same(mine, other, path=""):
         if isinstance(mine, torch.Tensor):
-            assert mine.dtype == other.dtype and torch.equal(mine, other), f"the tensor at {path} is another"
+            assert mine.dtype == other.dtype, f"the tensor at {path} comes back in another precision: {other.dtype}"
+            assert mine.shape == other.shape, f"the tensor at {path} is a view, saved with all of what it looks at"
+            assert torch.equal(mine, other), (
+                f"the tensor at {path} has other numbers: its strides are lost, or its place"
+            )
             return
         assert type(mine) is type(other), f"the {type(mine).__name__} at {path} became a {type(other).__name__}"
         if isinstance(mine, dict):
@@ -138,7 +142,8 @@ def test_a_death_at_any_moment_of_saving_leaves_a_whole_checkpoint(again, tmp_pa
         left = sorted(path.name for path in folder.iterdir() if not path.name.startswith("update-"))
         assert not left, f"a death at operation {number} leaves {left} behind for ever"
         assert load_newest(folder)[0]["number"] == 3, f"after a death at operation {number} no checkpoint can be saved"
-    assert outcomes[-1] == 2 and outcomes[0] != 2, "the test does not reach from before the checkpoint to after it"
+    assert outcomes[0] != 2, "the test does not begin before the checkpoint is there"
+    assert outcomes[-1] == 2, "the test does not reach the moment after the checkpoint is there"
 
 
 def test_nothing_bears_its_name_before_it_is_on_the_disk(tmp_path, monkeypatch):
@@ -256,10 +261,13 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(damage, file, tmp_path):
     else:
         DAMAGES[damage](newer / file)
     found, path, passed_over = load_newest(tmp_path)
-    assert found and found["number"] == 1, f"a checkpoint with a damaged {file} is loaded: verify its checksums"
-    assert path.name == "update-00000001" and len(passed_over) == 1, "the broken checkpoint is not passed over"
+    assert found, f"with a damaged {file} in the newer checkpoint, the whole one before it is not found"
+    assert found["number"] == 1, f"a checkpoint with a damaged {file} is loaded: verify its checksums"
+    assert path.name == "update-00000001", "the path is that of the broken checkpoint"
+    assert len(passed_over) == 1, "it is not said which checkpoint was passed over, or a whole one is said to be"
+    assert str(newer) in passed_over[0], f"the broken checkpoint is not named: {passed_over[0]}"
     named = file == checkpoint.MANIFEST or file in passed_over[0]  # a manifest may accuse a file that is sound
-    assert str(newer) in passed_over[0] and named, f"the broken file is not named: {passed_over[0]}"
+    assert named, f"the broken file is not named: {passed_over[0]}"
     with pytest.raises(CheckpointError, match="broken|no whole checkpoint"):
         load_checkpoint(newer)
 
@@ -279,7 +287,7 @@ def test_a_disk_that_does_not_give_a_file_back_is_damage_too(tmp_path, monkeypat
 
 
 def test_where_there_is_none():
-    assert load_newest("nowhere") == (None, None, [])
+    assert load_newest("nowhere") == (None, None, []), "a checkpoint is found in a folder that does not exist"
     with pytest.raises(CheckpointError, match="nowhere is no whole checkpoint"):
         load_checkpoint("nowhere")
 
@@ -355,7 +363,8 @@ def test_a_fingerprint_tells_where_one_part_ends():
     parts = (one, two), (one[:1], torch.cat([one[1:], two]))
     first, second = (checkpoint.fingerprint(*part) for part in parts)
     assert first != second, "tensors run into each other"
-    assert first == checkpoint.fingerprint(*parts[0]) != checkpoint.fingerprint(*parts[0][::-1])
+    assert first == checkpoint.fingerprint(*parts[0]), "the same tensors have another fingerprint the next time"
+    assert first != checkpoint.fingerprint(*parts[0][::-1]), "the order of the parts does not count"
 
 
 @pytest.mark.parametrize("by_torch", [False, True])

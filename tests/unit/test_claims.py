@@ -11,14 +11,16 @@ from ppo_lib.models import model_inputs
 def test_a_claim_that_holds_says_nothing(monkeypatch, capsys):
     monkeypatch.setenv(STRICT, "1")
     expect(True, "The proxy rises.", seen=1)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == "", "a claim that holds is printed: readers would take it for a failure"
 
 
 def test_readers_go_on_and_read_what_was_expected_what_came_out_and_what_it_teaches(monkeypatch, capsys):
     monkeypatch.delenv(STRICT, raising=False)
     expect(False, "The proxy rises.", seen=0.0, lesson="A reward model that is sure of nothing moves nobody.")
     text = capsys.readouterr().out
-    assert "Expected: The proxy rises." in text and "Your run: 0.0" in text and "moves nobody" in text
+    assert "Expected: The proxy rises." in text, "readers are not told what was expected"
+    assert "Your run: 0.0" in text, "readers are not told what came out, where that is 0"
+    assert "moves nobody" in text, "readers are not told what a claim that fails teaches"
 
 
 def test_a_build_fails(monkeypatch):
@@ -41,7 +43,9 @@ def test_two_orders_of_one_sum_lie_within_the_rounding_and_a_slip_does_not(dtype
     one_by_one, other_way = (each.cumsum(0) for each in (numbers, numbers.flip(0)))
     on_the_way = max(one_by_one.abs().max(), other_way.abs().max())
     bound = rounding(on_the_way, terms=terms)
-    assert abs(one_by_one[-1] - other_way[-1]) <= bound
+    assert abs(one_by_one[-1] - other_way[-1]) <= bound, (
+        "the bound is too tight: a sum in another order fails it by rounding alone"
+    )
     assert bound < 0.1 * terms, "a bound that forbids nothing"
     if dtype == torch.float32:
         assert bound < 0.5, "a number left out would go unnoticed"
@@ -49,13 +53,20 @@ def test_two_orders_of_one_sum_lie_within_the_rounding_and_a_slip_does_not(dtype
 
 @pytest.mark.filterwarnings("error")
 def test_numbers_may_have_gradients():
-    assert rounding(torch.ones(2, requires_grad=True), terms=1) == rounding(1.0, terms=1)
+    assert rounding(torch.ones(2, requires_grad=True), terms=1) == rounding(1.0, terms=1), (
+        "a tensor of ones is rounded to another precision than the number 1"
+    )
 
 
 def test_coarsest_precision_and_largest_number_count():
     single, half = torch.ones(2), torch.full((2,), 3.0, dtype=torch.bfloat16)
-    assert rounding(single, half, terms=4) == pytest.approx(8 * 2 * 2**-8 * 3)
-    assert rounding(1.0, terms=1) == pytest.approx(8 * 2**-24)
+    assert rounding(1.0, terms=1) == pytest.approx(8 * 2**-24), (
+        "a plain number is not taken for float32, or the unit roundoff is not half of its eps"
+    )
+    bound = rounding(single, half, terms=4)
+    assert bound > 1e-3, "the bound is that of the finest precision: the coarsest decides"
+    assert bound != pytest.approx(8 * 4 * 2**-8 * 3), "errors are added up one for one, not like a random walk"
+    assert bound == pytest.approx(8 * 2 * 2**-8 * 3), "the bound is not that of the largest number"
     with pytest.raises(ValueError, match="at least one"):
         rounding(terms=3)
 
@@ -69,4 +80,9 @@ def test_a_models_path_bounds_what_a_batch_changes_and_not_what_a_temperature_ch
             [world.model(**model_inputs(world.model, row[None], torch.ones_like(row)[None])).logits for row in tokens]
         )
     bound = rounding(together, terms=path_length(world.model, 40))
-    assert (together - alone).abs().max() <= bound < (together - together / 1.01).abs().max()
+    assert (together - alone).abs().max() <= bound, (
+        "the bound is too tight: computing in a batch fails it by rounding alone"
+    )
+    assert bound < (together - together / 1.01).abs().max(), (
+        "the bound is too wide: a temperature of 1.01 goes unnoticed"
+    )

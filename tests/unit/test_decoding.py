@@ -78,7 +78,7 @@ def test_equal_prompts_may_be_shared_and_texts_may_leave(family, decoder):
 ], ids=["shared keys", "biases", "wide heads", "another activation", "scaled positions"])  # fmt: skip
 def test_llamas_of_other_shapes(settings):
     policy = tiny_policy("llama", **settings)
-    assert decoder_for(policy) is LlamaDecoder
+    assert decoder_for(policy) is LlamaDecoder, f"a llama with {settings} is decoded the slow way"
     for decoder in (LlamaDecoder, GraphDecoder):
         assert largest_gap(policy, decoder, REPEATED, leaving_at=1) < 1e-3, f"{decoder.__name__}: not with {settings}"
 
@@ -160,9 +160,10 @@ def test_the_latest_recorded_steps_are_kept(monkeypatch):
     recorded = graphs.Recorded(tiny_policy(), torch.float32)
     for rows in (*range(1, 9), 1, 9):  # the first one is used once more before there is one too many
         recorded.step(None, rows, 64)
-    assert graphs.KEPT == 8 and [rows for rows, _ in recorded.steps] == [3, 4, 5, 6, 7, 8, 1, 9], (
-        "it is not the step that was longest unused that gives way"
-    )
+    assert graphs.KEPT == 8, "the test needs eight steps to be kept"
+    kept = [rows for rows, _ in recorded.steps]
+    assert 1 in kept, "the step that was made first gives way though it was used since: not the longest unused"
+    assert kept == [3, 4, 5, 6, 7, 8, 1, 9], "it is not the step that was longest unused that gives way"
     assert made == [(rows, 64) for rows in range(1, 10)], "a step that is kept is recorded again"
 
 
@@ -183,7 +184,8 @@ def test_finished_texts_leave_a_recorded_step_by_halves(left, size, monkeypatch)
     decoder.recorded = type("Recorded", (), {"step": lambda self, policy, rows, places: Step(rows, places)})()
     decoder.keep(torch.arange(left))
     [rows] = taken
-    assert len(decoder.step.tokens) == len(rows) == size, f"{left} of 16 texts are left in a step for {len(rows)}"
+    assert len(decoder.step.tokens) == size, f"{left} of 16 texts are left in a step for {len(decoder.step.tokens)}"
+    assert len(rows) == size, f"a step for {size} is given the caches of {len(rows)} rows"
     assert rows == [*range(left), *[0] * (size - left)], "the places that are left over are no copy of a text"
 
 
@@ -225,8 +227,11 @@ def test_asking_seldom_whether_texts_have_ended_changes_nothing(boost, monkeypat
         runs.append((sample(policy, tokenizer, PROMPTS * 4, 12, generator=generator), generator.get_state()))
     (first, state), *others = runs
     for other, other_state in others:
-        assert other.responses == first.responses and torch.equal(other.mask, first.mask), "other responses"
-        assert torch.equal(other.ended, first.ended) and torch.allclose(other.logprobs, first.logprobs, atol=1e-4)
+        assert other.responses == first.responses, "what is sampled after all have ended changes the responses"
+        assert other.mask.shape == first.mask.shape, "the columns sampled after all have ended are not cut off"
+        assert torch.equal(other.mask, first.mask), "tokens sampled after all have ended count as sampled"
+        assert torch.equal(other.ended, first.ended), "`ended` depends on when it is asked"
+        assert torch.allclose(other.logprobs, first.logprobs, atol=1e-4), "log-probs depend on when it is asked"
         assert torch.equal(other_state, state), "the next rollout would draw other numbers than on a CPU"
 
 

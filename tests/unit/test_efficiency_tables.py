@@ -161,8 +161,11 @@ def arms_of_a_study():
 def test_what_an_arm_takes_to_a_threshold(tables):
     arms, runs = arms_of_a_study(), {1: arriving(2, 40), 2: arriving(3, 25), 3: arriving(None, 10)}
     row = tables.until(runs, arms, 0.5)
-    assert (row["tokens"], row["median"], row["censored"]) == (5, 3, 1), "not mean, median and number of the censored"
-    assert (row["responses"], row["steps"], row["cpu"]) == (5.0, 15.0, 40.0), "a cost is that of another column"
+    assert row["tokens"] == 5, "not the mean of what the runs paid: 2, 3 and, censored, 10 (median: 3)"
+    assert row["median"] == 3, "not the median of what the runs paid (mean: 5)"
+    assert row["censored"] == 1, "the run that never arrives is not counted"
+    for name, cost in (("responses", 5.0), ("steps", 15.0), ("cpu", 40.0)):
+        assert row[name] == cost, f"the {name} are those of another column"
     assert tables.until(arms["same"], arms, 0.5)["responses"] == 11.5, "costs are not rounded to one digit"
     for name in ("ppo", "same", "runner-up"):
         assert row[f"against_{name}"] == tables.compared(runs, arms[name], 0.5), f"not compared with {name}"
@@ -177,7 +180,9 @@ def test_what_an_arm_takes_to_a_threshold(tables):
 def test_an_arm_of_one_run_is_no_opponent(tables):
     arms = arms_of_a_study()
     del arms["runner-up"], arms["same"][2]
-    assert not [name for name in tables.until(arms["replay"], arms, 0.5) if "same" in name or "runner-up" in name]
+    row = tables.until(arms["replay"], arms, 0.5)
+    assert not [name for name in row if "runner-up" in name], "an arm is compared with one that has no runs"
+    assert not [name for name in row if "same" in name], "an arm is compared with one of a single run: no interval"
 
 
 def test_two_runs_that_never_arrive_are_equally_good(tables):
@@ -195,7 +200,8 @@ def test_the_table_of_an_arm(tables):
                 row["kl"] = 1000.0 * place + 100 * seed + number**2
                 row["ess"] = 1 / (1 + number + 10 * seed)
     runs, ppo, table = arms["replay"], arms["ppo"], tables.arm_table(arms["replay"], arms, levels)
-    assert (table["runs"], table["collapsed"]) == (2, 0)
+    assert table["runs"] == 2, "not the runs of the arm are counted"
+    assert table["collapsed"] == 0, "a run that holds its gain is said to have collapsed"
     for name in ("objective", "score", "kl", "entropy"):
         ends = {seed: tables.final(run, name) for seed, run in runs.items()}
         assert table[f"final_{name}"] == rounded(mean_interval(list(ends.values()))), f"not the runs' final {name}"
@@ -243,9 +249,12 @@ def test_an_ablation_is_compared_with_the_full_method_as_long_and_on_the_same_se
     found = tables.ablation_table(arms, ["no replay", "on one seed"], {90: 0.9, 50: -2})
     assert list(found) == ["no replay"], "an ablation with one common seed has no interval"
     row = found["no replay"]
-    assert (row["runs"], row["responses"]) == (3, 12), "not the seeds of both arms, or not the ablation's longest run"
-    assert (row["tokens"], row["censored"]) == (8, 1), "not what the ablation took to 90 %: 9, 6 and, censored, 10"
-    assert (row["full_tokens"], row["full_censored"]) == (6, 1), "not what the full method took: 2, 5 and, censored, 12"
+    assert row["runs"] == 3, "not the seeds that both arms have"
+    assert row["responses"] == 12, "not the length of the ablation's longest run"
+    assert row["tokens"] == 8, "not what the ablation took to 90 %: 9, 6 and, censored, 10"
+    assert row["censored"] == 1, "the ablation's run that never arrives is not counted"
+    assert row["full_tokens"] == 6, "not what the full method took: 2, 5 and, censored, 12"
+    assert row["full_censored"] == 1, "a full run that arrives after the ablation's end is not counted as censored"
     assert row["final"] == 0.2, "not the mean of the ablation's final values: 0.6, 1 and −1"
     assert row["full_final"] == 0.333, "the full method's end is not where the ablation ends: at 1, 1 and −1"
     assert row["area"] == round((-5 / 13 + 1 / 13 - 1) / 3, 3), "not the mean over the ablation's runs of their means"
@@ -281,7 +290,9 @@ def test_the_summary_of_a_study(tables, tmp_path, capsys):
     for task, of_task in (("dense", arms), ("sums", {name: few[name] for name in ("ppo", "grpo")})):
         table, levels = summary["tasks"][task], tables.thresholds(of_task["ppo"])
         assert table["start"] == -1.0, "not where PPO's runs start"
-        assert table["thresholds"] == {str(share): round(level, 4) for share, level in levels.items()}
+        assert table["thresholds"] == {str(share): round(level, 4) for share, level in levels.items()}, (
+            f"{task}: the thresholds are those of another task, or of another arm than PPO"
+        )
         for name, runs in of_task.items():
             assert table["arms"][name]["total_cpu"] == tables.arm_table(runs, of_task, levels)["total_cpu"], (
                 f"{task}: the evaluations are not taken out of the CPU time once each"
@@ -291,13 +302,18 @@ def test_the_summary_of_a_study(tables, tmp_path, capsys):
     expected = tables.ablation_table(arms | {"one epoch": ablation}, ["one epoch"], levels)
     assert summary["ablations"] == {"dense": expected}, "the ablations are not those of the task"
     stored = json.loads((tmp_path / "summary.json").read_text())
-    assert stored["tasks"] == summary["tasks"] and "scipy" in stored["versions"], "what is stored is not what is said"
+    assert stored["tasks"] == summary["tasks"], "what is stored is not what is said"
+    assert "scipy" in stored["versions"], "the summary does not say which scipy made its intervals"
     to = summary["tasks"]["dense"]["arms"]["replay"]["until"]["90"]
     out = capsys.readouterr().out
-    assert f"replay    90 %:       2 tokens, 0/2 never, x{to['against_ppo']} against ppo, final 1.000, KL" in out
+    assert f"replay    90 %:       2 tokens, 0/2 never, x{to['against_ppo']} against ppo, final 1.000, KL" in out, (
+        "an arm's printed line has other numbers than its table"
+    )
     row = summary["ablations"]["dense"]["one epoch"]
     assert "dense {'50': 0.0, '75': 0.5, '90': 0.8, '100': 1.0}" in out, "the printed thresholds are others"
-    assert f"dense one epoch            5 tokens (full 2), x{row['times_dearer']} dearer" in out
+    assert f"dense one epoch            5 tokens (full 2), x{row['times_dearer']} dearer" in out, (
+        "an ablation's printed line has other numbers than its table"
+    )
 
 
 def test_the_start_of_a_task_is_the_mean_of_ppos_first_evaluations(tables, tmp_path):
@@ -345,7 +361,8 @@ def test_orders_of_a_seed_are_averaged_before_they_are_compared(orders, tables):
     )
     assert found["of_one_seed"] == [3.5, 1.375], "not the dearest over the cheapest order of each seed"
     assert found["end_minus_ppo"] == -0.5, "not the mean gain over PPO's end of the same seed: 0, 0, 0 and −2"
-    assert (found["runs"], found["collapsed"]) == (4, 1), "runs or collapsed ones are miscounted"
+    assert found["runs"] == 4, "not every order of every seed is counted as a run"
+    assert found["collapsed"] == 1, "the run that lost its gain is not counted as collapsed, or others are"
 
 
 def test_missing_orders_are_run_with_dice_of_their_own(orders, monkeypatch):
@@ -364,7 +381,9 @@ def test_missing_orders_are_run_with_dice_of_their_own(orders, monkeypatch):
     assert asked == [(task, "replay", {"of": "dense"}, seed) for seed in (1, 2)], "not order 2 alone, of the chosen arm"
     assert opened == [2001, 2002], "two runs share their order"
     arms = orders.read_curves(orders.OUT / "curves.csv")["dense"]
-    assert {name: sorted(runs) for name, runs in arms.items()} == {"order 1": [1, 2], "order 2": [1, 2]}
+    assert {name: sorted(runs) for name, runs in arms.items()} == {"order 1": [1, 2], "order 2": [1, 2]}, (
+        "a run is stored under another order or seed, or those stored before are lost"
+    )
     assert [row["objective"] for row in arms["order 2"][2]] == [-1, -1, -1, 1, 1], "a column holds another's numbers"
 
 
@@ -380,7 +399,9 @@ def test_another_order_holds_the_same_responses(orders, monkeypatch):
         first, none, second = (orders.ReplayBuffer.sample(None, 50) for _ in range(3))
         raise ZeroDivisionError
     assert sorted(first) == sorted(second) == list(range(50)), "a shuffled batch lost or doubled a response"
-    assert first != list(range(50)) and first != second and none is None, "the batch is handed out in its own order"
+    assert none is None, "an empty draw is shuffled into something else"
+    assert first != list(range(50)), "the batch is handed out in its own order"
+    assert first != second, "every batch is shuffled by the same dice"
     assert orders.ReplayBuffer.sample is plain, "the buffer stays shuffled after the run"
 
 
@@ -404,8 +425,12 @@ def test_the_table_of_smollm2_is_that_of_common_seeds(smollm2, tables, tmp_path)
     found = json.loads((tmp_path / "summary.json").read_text())
     common = {arm: {seed: arms[arm][seed] for seed in (1, 2)} for arm in ("ppo", "replay", "same")}
     levels = tables.thresholds(common["ppo"])
-    assert found["thresholds"] == {str(share): level for share, level in levels.items()} and found["start"] == -1
-    assert found["tuning_runs"] == {"ppo": 3, "replay": 2} and found["settings"]["replay"] == {"of": "replay"}
+    assert found["thresholds"] == {str(share): level for share, level in levels.items()}, (
+        "thresholds are not those of PPO's final runs on the seeds that all arms have"
+    )
+    assert found["start"] == -1, "not where PPO's runs start"
+    assert found["tuning_runs"] == {"ppo": 3, "replay": 2}, "runs of the tuning are miscounted: final ones among them"
+    assert found["settings"]["replay"] == {"of": "replay"}, "the settings are those of a run of the tuning"
     for arm, runs in common.items():
         table = tables.arm_table(runs, common, levels)
         del table["total_cpu"], table["total_generating"]

@@ -29,7 +29,7 @@ def saved(tmp_path):
 def test_a_path_is_a_folder(saved):
     ppo = PPOTrainer(saved, vowels, **SMALL_RUN)
     assert type(ppo.policy).__name__ == "GPT2LMHeadModel", "a Path was ignored and the embedded world trained instead"
-    assert ppo.config.model == str(saved)
+    assert ppo.config.model == str(saved), "the config names another model than the folder that was passed as a Path"
 
 
 @pytest.mark.parametrize("model", [torch.nn.Linear(2, 2), 7])
@@ -44,12 +44,16 @@ def test_a_config_of_another_kind_is_refused():
 
 
 def test_the_config_names_the_model_that_was_passed():
-    assert trainer(tiny_policy("gpt2")).config.model == "GPT2LMHeadModel"
+    assert trainer(tiny_policy("gpt2")).config.model == "GPT2LMHeadModel", (
+        "config.yaml would name the embedded world where a model object was passed"
+    )
 
 
 def test_half_precision_weights_are_loaded_as_float32(saved):
     AutoModelForCausalLM.from_pretrained(saved).half().save_pretrained(saved)
-    assert PPOTrainer(saved, vowels, **SMALL_RUN).policy.dtype == torch.float32
+    assert PPOTrainer(saved, vowels, **SMALL_RUN).policy.dtype == torch.float32, (
+        "weights saved in half precision are trained in it, and lose small updates"
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,7 +74,9 @@ def test_sampling_settings_in_the_generation_config_do_not_stop_the_save(tmp_pat
     policy.generation_config.temperature = 0.5
     ppo = trainer(policy, output_dir=str(tmp_path))
     ppo.train(PPODataset(PROMPTS))
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").generation_config.temperature == 0.5
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").generation_config.temperature == 0.5, (
+        "the user's sampling settings are lost from the saved generation config"
+    )
 
 
 def test_a_save_that_fails_leaves_the_last_one_and_does_not_hide_the_error(tmp_path, monkeypatch):
@@ -86,17 +92,23 @@ def test_a_save_that_fails_leaves_the_last_one_and_does_not_hide_the_error(tmp_p
     with pytest.raises(ValueError, match="the reward raised ZeroDivisionError") as caught:
         ppo.train(PPODataset(PROMPTS))
     notes = "".join(caught.value.__notes__)
-    assert "saving the models in `output_dir` failed: OSError('no space left on device')" in notes
+    assert "saving the models in `output_dir` failed: OSError('no space left on device')" in notes, (
+        "a save that failed after an error is not told in a note of that error"
+    )
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
     assert all(torch.equal(kept[name], loaded[name]) for name in kept), "a failed save damaged the model saved before"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "metrics.jsonl", "model"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "metrics.jsonl", "model"], (
+        "a failed save leaves what it had half written in `output_dir`"
+    )
 
 
 def test_saving_into_a_folder_keeps_what_else_is_in_it(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     ppo = trainer(tiny_policy())
     save_models(tmp_path, ppo.policy, ppo.tokenizer, ppo.critic)
-    assert (tmp_path / "notes.txt").read_text() == "mine" and (tmp_path / "critic" / "value_head.safetensors").exists()
+    assert (tmp_path / "notes.txt").exists(), "saving into a folder deletes what else the user has in it"
+    assert (tmp_path / "notes.txt").read_text() == "mine", "saving into a folder overwrites a file of the user's"
+    assert (tmp_path / "critic" / "value_head.safetensors").exists(), "the critic's value head is not saved"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +128,9 @@ def test_a_damaged_folder_is_named(saved, file, message):
 def test_a_folder_without_tokenizer_takes_the_one_given(saved):
     for path in saved.glob("tokenizer*"):
         path.unlink()
-    assert PPOTrainer(saved, vowels, tokenizer=byte_tokenizer(), **SMALL_RUN).tokenizer.eos_token_id == 256
+    assert PPOTrainer(saved, vowels, tokenizer=byte_tokenizer(), **SMALL_RUN).tokenizer.eos_token_id == 256, (
+        "the tokenizer that was passed is not the one that is used"
+    )
 
 
 def word_tokenizer(**template) -> PreTrainedTokenizerFast:
@@ -153,7 +167,9 @@ def test_a_reward_model_pads_as_its_tokenizer_does(configured):
 
 
 def test_a_bare_classifier_is_a_reward():
-    assert isinstance(trainer(reward=classifier()).reward, RewardModel)
+    assert isinstance(trainer(reward=classifier()).reward, RewardModel), (
+        "a bare classifier would be called with texts: wrap it in a RewardModel"
+    )
 
 
 @pytest.mark.parametrize("reward", [lambda text: [1.0], "smile", 3])
@@ -199,8 +215,12 @@ def test_files_that_hold_no_settings(tmp_path, text, message):
 def test_training_twice_goes_on_and_returns_its_own_metrics():
     ppo = trainer()
     first, second = ppo.train(PPODataset(PROMPTS)), ppo.train(PPODataset(PROMPTS))
-    assert [m["update"] for m in first] == [1, 2] and [m["update"] for m in second] == [3, 4]
-    assert ppo.history == first + second
+    assert [m["update"] for m in first] == [1, 2], "a run has other updates than it returns"
+    assert [m["update"] for m in second] != [1, 2], "a second `train` counts its updates from 1 again"
+    assert [m["update"] for m in second] == [3, 4], (
+        "`train` returns the metrics of earlier runs too, or not all of its own"
+    )
+    assert ppo.history == first + second, "`history` does not keep the metrics of both runs"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_step():
@@ -209,7 +229,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_step():
     before = [parameter.clone() for parameter in ppo.policy.parameters()]
     with pytest.raises(FloatingPointError, match="the loss is .* in update 1: lower `learning_rate`"):
         ppo.train(PPODataset(PROMPTS))
-    assert all(torch.equal(old, new) for old, new in zip(before, ppo.policy.parameters(), strict=True))
+    assert all(torch.equal(old, new) for old, new in zip(before, ppo.policy.parameters(), strict=True)), (
+        "the step of a loss that is not finite is taken before the run stops"
+    )
 
 
 def test_clip_fractions_count_lost_gradients_only():
@@ -219,5 +241,7 @@ def test_clip_fractions_count_lost_gradients_only():
         return torch.tensor([[float(x)]])
 
     assert clip_fraction(at(-1.0), at(0.0), at(0.0), one, 0.2) == 0, "a token without advantage has no gradient to lose"
-    assert value_clip_fraction(at(1.0), at(0.0), at(2.0), one, 0.2) == 1
+    assert value_clip_fraction(at(1.0), at(0.0), at(2.0), one, 0.2) == 1, (
+        "a value whose gradient the clip removes is not counted"
+    )
     assert value_clip_fraction(at(-1.0), at(0.0), at(2.0), one, 0.2) == 0, "moved far, but the clip does not bite"

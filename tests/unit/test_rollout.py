@@ -55,7 +55,8 @@ def test_left_padding_does_not_change_a_response(family):
         length = int(alone.lengths[0])
         same_tokens = torch.equal(alone.response_ids[0, :length], together.response_ids[row, :length])
         same_logprobs = torch.allclose(alone.logprobs[0, :length], together.logprobs[row, :length], atol=1e-4)
-        assert same_tokens and same_logprobs, "left padding is attended to: the neighbours change the response"
+        assert same_tokens, "left padding is attended to: the neighbours change the response"
+        assert same_logprobs, "left padding is attended to a little: the neighbours change the log-probs"
 
 
 def uniform(rows):
@@ -146,7 +147,8 @@ def test_select_and_to_keep_every_field():
     rollout = sample(policy, tokenizer, PROMPTS, 4, generator=torch.Generator().manual_seed(0))
     rollout.scores = torch.arange(4.0)
     part = rollout.select(torch.tensor([2, 0])).to("cpu")
-    assert part.prompts == [PROMPTS[2], PROMPTS[0]] and len(part) == 2, "texts are not selected with the tensors"
+    assert len(part) == 2, "a selection has other than its own number of rows"
+    assert part.prompts == [PROMPTS[2], PROMPTS[0]], "texts are not selected with the tensors"
     assert part.scores.tolist() == [2.0, 0.0], "scores are not those of the selected rows"
     assert torch.equal(part.tokens, rollout.tokens[[2, 0]]), "tokens are not those of the selected rows"
     assert part.values is None, "an empty field was filled"

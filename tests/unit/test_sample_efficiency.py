@@ -130,13 +130,21 @@ def test_a_row_is_what_was_spent_and_reached_at_an_evaluation(program, monkeypat
     rows, trainer = scripted(program, monkeypatch)
     assert trainer.data == (["a", "b"], ["c"]), "not trained on the world's prompts and judged on its held-out ones"
     assert [row["responses"] for row in rows] == [0, 16, 32], "responses are not updates × prompts × group"
-    assert [row["tokens"] for row in rows] == [0, 20, 40] and [row["steps"] for row in rows] == [0, 4, 8]
-    assert [row["cpu"] for row in rows] == [0, 17, 34], "the first row is not before any update"
-    assert [row["generating"] for row in rows] == [0, 4, 8]
+    assert [row["tokens"] for row in rows] == [0, 20, 40], "tokens are not those that training has generated so far"
+    assert [row["steps"] for row in rows] == [0, 4, 8], "steps are not the optimiser's so far"
+    assert rows[0]["cpu"] == 0, "the first row is not before any update: its evaluation or the rehearsal has a cost"
+    assert [row["cpu"] for row in rows] == [0, 17, 34], "CPU time is not that of all updates and evaluations so far"
+    assert [row["generating"] for row in rows] == [0, 4, 8], "generating is counted for evaluations, or not added up"
     assert [row["objective"] for row in rows] == [3, 5 - 4, 7 - 8], "the objective is not score − β KL, held out"
-    assert [(row["score"], row["kl"], row["entropy"]) for row in rows] == [(3, 0, 20), (5, 8, 18), (7, 16, 16)]
+    for place, name in enumerate(("score", "kl", "entropy")):
+        found = [row[name] for row in rows]
+        expected = [judged[place] for judged in ((3, 0, 20), (5, 8, 18), (7, 16, 16))]
+        assert found == expected, f"{name} is not that of the row's own evaluation, held out"
     assert rows[0].items() >= program.NO_REPLAY.items(), "before any update there is a health of replay"
-    assert [row["reuse"] for row in rows] == [1, 2.5, 5] and [row["ess"] for row in rows] == [1, 0.5, 0.5]
+    assert [row["reuse"] for row in rows] == [1, 2.5, 5], (
+        "the reuse ratio is not that of the last update before the row"
+    )
+    assert [row["ess"] for row in rows] == [1, 0.5, 0.5], "the effective sample size is not that of the last update"
     assert set(rows[0]) == set(rows[1]) == set(program.COLUMNS), "a row lacks a column"
 
 
@@ -151,7 +159,8 @@ def test_what_a_run_is_made_with(program, monkeypatch):
     _, trainer = scripted(program, monkeypatch, proxy=True, total_episodes=24, device="cuda")
     assert trainer.arguments[1] == "learned", "a task with a learned reward is trained on the true one"
     assert trainer.settings["eval_reward"] == "gold", "a run is judged by the learned reward"
-    assert (trainer.settings["total_episodes"], trainer.settings["device"]) == (24, "cuda"), "settings are overruled"
+    assert trainer.settings["total_episodes"] == 24, "the length that was asked for is overruled by the task's"
+    assert trainer.settings["device"] == "cuda", "the device that was asked for is overruled by the CPU"
 
 
 def test_groups_replace_the_critic_in_grpo(program):
@@ -206,9 +215,15 @@ def test_each_family_trains_and_counts(program, small_world, monkeypatch, family
     monkeypatch.setattr(program.FAMILIES[family], "train_step", noting)
     first, middle, last = program.train(small_world, family, settings, seed=7)
     assert [row["responses"] for row in (first, middle, last)] == [0, 8, 16], "not an evaluation every 8 responses"
-    assert (middle["tokens"], last["tokens"]) == (lengths[0], sum(lengths)), "tokens are not those of the rollouts"
-    assert (middle["steps"], last["steps"]) == (steps, 2 * steps), "not every optimiser step is counted"
-    assert 0 < last["generating"] < last["cpu"] and first["objective"] != last["objective"], "nothing was learned"
+    assert middle["tokens"] == lengths[0], (
+        "tokens are not those of the first rollout: replayed or held-out ones count too"
+    )
+    assert last["tokens"] == sum(lengths), "the tokens of rollouts are not added up"
+    assert middle["steps"] == steps, "not every optimiser step of the first update is counted"
+    assert last["steps"] == 2 * steps, "optimiser steps are not added up, or the update that replays has others"
+    assert last["generating"] > 0, "the time of generating is not taken"
+    assert last["generating"] < last["cpu"], "generating takes longer than the run that it is part of"
+    assert first["objective"] != last["objective"], "nothing was learned"
     assert (last["reuse"] > 1) == (family in ("naive", "replay")), "replay does not replay, or another family does"
 
 
@@ -217,7 +232,8 @@ def test_each_family_trains_and_counts(program, small_world, monkeypatch, family
 
 def test_tuning_seeds_are_not_counted_seeds(program):
     assert not set(program.TUNING_SEEDS) & set(program.SEEDS), "the settings were chosen on seeds that count"
-    assert len(program.SEEDS) >= 10 and program.ABLATION_SEEDS == program.SEEDS[:5]
+    assert len(program.SEEDS) >= 10, "too few seeds count for an interval"
+    assert program.ABLATION_SEEDS == program.SEEDS[:5], "ablations have no run of the full method on their seeds"
     task, further = program.TASKS["dense"], len(program.TUNING_SEEDS) - 1
     runs = {
         family: len(program.candidates(family, task)) + program.VARIED[family] + program.WIDE[family]
@@ -226,7 +242,9 @@ def test_tuning_seeds_are_not_counted_seeds(program):
     }  # fmt: skip
     assert runs["ppo"] == max(runs.values()), f"on-policy PPO is tuned less than another family: {runs}"
     for family in ("ppo", "replay"):
-        assert len({json.dumps(s) for s in program.wide(family, task)}) == program.WIDE[family]
+        assert len({json.dumps(s) for s in program.wide(family, task)}) == program.WIDE[family], (
+            f"{family} tries other than {program.WIDE[family]} different points of the wider grid"
+        )
 
 
 def test_every_setting_that_is_tried_is_one_that_its_family_takes(program):
@@ -282,14 +300,17 @@ def test_replay_alone_tries_what_is_near_its_best(stages):
 
 
 def test_ppo_and_replay_try_a_wider_grid(stages):
-    assert (stages("wide", "ppo"), stages("wide", "replay")) == ([("wide ppo",)], [("wide replay",)])
+    for family in ("ppo", "replay"):
+        assert stages("wide", family) == [(f"wide {family}",)], f"{family} does not try the wider grid that is its own"
     assert stages("wide", "naive") == stages("wide", "grpo") == [], "the wider grid is PPO's and replay's alone"
 
 
 def test_the_last_ideas_change_the_best_that_have_none_of_them(stages):
     found = [settings[:1] for settings in stages("last ideas", "replay")]
     assert found == [("wide",)] * 3 + [("near",)] * 3 + [("b",)] * 3, "not three ideas for each of the best three"
-    assert stages("last ideas", "replay")[:3] == [("wide", True), ("wide", True, 3), ("wide", 3)]
+    assert stages("last ideas", "replay")[:3] == [("wide", True), ("wide", True, 3), ("wide", 3)], (
+        "the last ideas are not gains alone, spacing alone, and both together"
+    )
     assert stages("last ideas", "ppo") == [], "another family than replay tries the last ideas"
 
 
@@ -323,7 +344,8 @@ def test_frozen_is_the_best_over_all_tuning_seeds(program):
     )
     assert chosen["sums"] == {"ppo": "ppo middling", "runner-up": "ppo lucky"}, "the settings are another task's"
     assert frozen["tuning_runs"] == {"dense": {"replay": 15, "ppo": 15}, "sums": {"ppo": 12}}, "not the runs of each"
-    assert program.frozen() == frozen["settings"] and frozen["commit"] == "abc"
+    assert program.frozen() == frozen["settings"], "runs are made with other settings than were frozen"
+    assert frozen["commit"] == "abc", "frozen.json does not say which code the settings were chosen with"
 
 
 def test_nothing_runs_before_it_was_tuned(program):
@@ -414,7 +436,8 @@ def test_an_arm_has_its_family_and_frozen_settings(arms):
     assert arms.arm("dense", "runner-up") == ("ppo", dense["runner-up"]), "the runner-up is not PPO's second best"
     assert arms.arm("proxy", "ppo") == ("ppo", dense["ppo"]), "a task does not take the settings it is said to take"
     family, settings = arms.arm("dense", "same")
-    assert family == "ppo" and not settings.keys() & REPLAY_SETTINGS, "`same` replays"
+    assert family == "ppo", "`same` is trained by another family than PPO"
+    assert not settings.keys() & REPLAY_SETTINGS, "`same` replays: it keeps settings of the buffer"
     assert settings == {"batch_size": 8, "minibatch_size": 8, "num_ppo_epochs": 1, "lam": 0.9}, (
         "`same` is not replay's settings without replay, its rollout as one minibatch, and one epoch"
     )
@@ -424,21 +447,25 @@ def test_an_ablation_changes_one_thing_of_the_full_method(arms):
     replay = FROZEN["dense"]["replay"]
     for name, size, minibatch in (("no replay", 0, 8), ("half", 12, 20), ("larger", 56, 32)):
         family, settings = arms.arm("dense", name)
-        assert family == "replay" and settings == replay | {"replay_sample_size": size, "minibatch_size": minibatch}, (
+        assert family == "replay", f"{name}: an ablation is trained by another family than the full method"
+        assert settings == replay | {"replay_sample_size": size, "minibatch_size": minibatch}, (
             f"{name}: not the frozen settings with one change, in minibatches no larger than there are responses"
         )
 
 
 def test_which_arms_a_task_has(arms):
-    assert arms.has_arm("dense", "runner-up") and arms.has_arm("proxy", "runner-up") and arms.has_arm("sums", "ppo")
+    assert arms.has_arm("dense", "runner-up"), "the runner-up is left out though it was frozen"
+    assert arms.has_arm("proxy", "runner-up"), "a task that takes another's settings does not take its runner-up"
+    assert arms.has_arm("sums", "ppo"), "PPO is left out where it has no runner-up"
     assert not arms.has_arm("sums", "runner-up"), "a tuning with a single finalist has no runner-up"
-    assert arms.has_arm("dense", "naive") and not arms.has_arm("sums", "naive"), "naive replay runs on another task"
+    assert arms.has_arm("dense", "naive"), "naive replay is left out on the task it is for"
+    assert not arms.has_arm("sums", "naive"), "naive replay runs on another task"
 
 
 def test_every_frozen_arm_and_ablation_can_be_made(monkeypatch, program):
     """From the settings that the book's runs had."""
     monkeypatch.setattr(program, "FOLDER", program.RESULTS / "sample_efficiency")
-    assert set(program.ARMS) == {*program.FAMILIES, "same", "runner-up"}
+    assert set(program.ARMS) == {*program.FAMILIES, "same", "runner-up"}, "a family has no arm, or an arm is not known"
     for task in program.TASKS:
         names = [name for name in program.ARMS if program.has_arm(task, name)]
         for name in names + (list(program.ABLATIONS) if task in program.ABLATED else []):
@@ -481,16 +508,20 @@ def test_every_arm_runs_on_every_fresh_seed_once(arms, ran):
     expected = [(*arm, seed) for arm in both for seed in (7, 8)]
     assert Counter(keys) == Counter(expected), "not every arm of every task on every seed"
     for key, task, episodes, family, settings, seed in ran:
-        assert (task, seed) == (key[0], key[2]), "a run is stored under another task or seed"
+        assert task == key[0], "a run is stored under another task"
+        assert seed == key[2], "a run is stored under another seed"
         assert episodes == {"dense": 640, "proxy": 600}[task], "a final run has not the length of its task"
         assert (family, settings) == arms.arm(task, key[1]), "an arm ran with another's settings"
     with open(arms.FOLDER / "curves.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["task", "arm", "seed", *arms.COLUMNS] and len(rows) == 3 * len(keys)
+    assert list(rows[0]) == ["task", "arm", "seed", *arms.COLUMNS], "curves.csv has other columns, or in another order"
+    assert len(rows) == 3 * len(keys), "not every evaluation of every run is stored once"
     first = next(row for row in rows if (row["task"], row["arm"], row["seed"]) == ("proxy", "ppo", "8"))
     values = ("0", "8", "0", "3", "0.33333", "1.2346e+05", "2", "0.1", "0.05", "1", "0.00012346", "0", "1.5", "7")
     assert tuple(first[name] for name in arms.COLUMNS) == values, "a column holds another's number, or not five digits"
-    assert json.loads((arms.FOLDER / "runs.json").read_text()) == {"settings": FROZEN, "commit": "abc"}
+    assert json.loads((arms.FOLDER / "runs.json").read_text()) == {"settings": FROZEN, "commit": "abc"}, (
+        "runs.json does not say which settings and code the runs had"
+    )
 
 
 def test_what_is_stored_is_not_run_again(arms, ran):
@@ -552,7 +583,9 @@ def test_a_run_goes_through_a_worker_and_comes_out_again_the_same(program, small
     ])  # fmt: skip
     program.main(["run"])
     program.main(["repeat", "dense", "replay", "7"])
-    assert "3 evaluations, equal to the stored ones" in capsys.readouterr().out
+    assert "3 evaluations, equal to the stored ones" in capsys.readouterr().out, (
+        "a run in a worker is another than the same run made again: what it is made with gets lost on the way"
+    )
 
 
 def test_jobs_go_to_workers_of_one_thread(program, monkeypatch, capsys):
@@ -576,9 +609,12 @@ def test_jobs_go_to_workers_of_one_thread(program, monkeypatch, capsys):
     monkeypatch.setattr(program, "os", SimpleNamespace(environ={"kept": "yes"}))
     monkeypatch.setattr(program, "work", lambda job: (job, [{"objective": 0.0}, {"objective": 0.25}]))
     found = list(program.in_parallel(["one", "two"], 3))
-    assert [key for key, _ in found] == ["two", "one"] and pools == [(3, 16)], "a job is lost, or the pool is another"
+    assert [key for key, _ in found] == ["two", "one"], "a job is lost, or waits for one that was started before it"
+    assert pools == [(3, 16)], "there are other than three workers, or they are never replaced and grow"
     assert program.os.environ == {"kept": "yes", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}, "not one thread a worker"
-    assert capsys.readouterr().out == "1/2 two: last objective 0.250\n2/2 one: last objective 0.250\n"
+    assert capsys.readouterr().out == "1/2 two: last objective 0.250\n2/2 one: last objective 0.250\n", (
+        "what is told of a job is not how many are done, its key and where it ended"
+    )
 
 
 def test_an_evaluation_takes_the_least_of_nine_times(program, monkeypatch):

@@ -51,7 +51,8 @@ def without_digit_split(tokenizer):
     """The same vocabulary and merges behind GPT-2's pre-tokenizer alone, as `transformers` reads the GGUF file."""
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     digits, byte_level = parts["pre_tokenizer"]["pretokenizers"]
-    assert digits["type"] == "Digits" and byte_level["type"] == "ByteLevel"
+    assert digits["type"] == "Digits", "digits are not cut out first: the pre-tokenizer begins with another rule"
+    assert byte_level["type"] == "ByteLevel", "what is left beside the digits is not cut by GPT-2's rule"
     parts["pre_tokenizer"] = byte_level
     return Tokenizer.from_str(json.dumps(parts))
 
@@ -78,31 +79,38 @@ def test_the_digit_split_changes_something(tokenizer):
 @needs_package
 def test_known_ids(tokenizer):
     """Ids that `transformers` 5.15 gives for texts without digits, from the same file by its own code."""
-    assert tokenizer("I'll don't we've")["input_ids"] == [57, 3060, 1326, 982, 392, 3543]
-    assert tokenizer("日本語 текст")["input_ids"] == [23274, 115, 40993, 179, 120, 248, 38106, 6643, 13760, 24674]
+    assert tokenizer("I'll don't we've")["input_ids"] == [57, 3060, 1326, 982, 392, 3543], (
+        "text without digits is cut otherwise than SmolLM2's: vocabulary or merges were misread, or the split at '"
+    )
+    assert tokenizer("日本語 текст")["input_ids"] == [23274, 115, 40993, 179, 120, 248, 38106, 6643, 13760, 24674], (
+        "bytes beyond ASCII are cut otherwise than SmolLM2's: merges are read in another encoding"
+    )
 
 
 @needs_package
 def test_special_tokens(tokenizer):
-    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token) == (
-        "<|im_start|>",
-        "<|im_end|>",
-        "<|im_end|>",
-        "<|endoftext|>",
-    )
-    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, len(tokenizer)) == (1, 2, 49152)
+    assert tokenizer.eos_token == "<|im_end|>", "responses would not end where a turn of the chat ends"
+    assert tokenizer.bos_token == "<|im_start|>", "the token that opens a text is not the one that opens a turn"
+    assert tokenizer.pad_token == "<|im_end|>", "the padding token of the file is lost"
+    assert tokenizer.unk_token == "<|endoftext|>", "the unknown token of the file is lost"
+    assert len(tokenizer) == 49152, "a token of the file is lost, or one was added beyond the model's embeddings"
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2), "special tokens have other ids than in the file"
     assert tokenizer.padding_side == "left", "a batch of prompts must end where the responses begin"
 
 
 @needs_package
 def test_chat_template_and_prompt_mask(tokenizer):
     prompts = smollm2.render(tokenizer, ["Hello.", "The train was late again this morning."])
+    assert prompts[0].endswith("<|im_start|>assistant\n"), "a prompt does not end where the assistant's answer starts"
+    assert smollm2.SYSTEM in prompts[0], "the system prompt is left out, or the template puts its own in its place"
     assert prompts[0] == (
         f"<|im_start|>system\n{smollm2.SYSTEM}<|im_end|>\n<|im_start|>user\nHello.<|im_end|>\n<|im_start|>assistant\n"
-    )
+    ), "the turns of a chat are rendered otherwise than SmolLM2 has learned them"
     ids, mask = encode_prompts(tokenizer, prompts)
     lengths = [len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
-    assert mask.sum(dim=1).tolist() == lengths
+    assert mask.sum(dim=1).tolist() == lengths, (
+        "a prompt's mask leaves out its own <|im_end|>, taken for padding, or it is given a second BOS"
+    )
     assert (ids != tokenizer.pad_token_id).sum(dim=1).tolist() != lengths, "pad is <|im_end|>: every prompt holds it"
 
 
@@ -126,7 +134,8 @@ def fake_package(monkeypatch, tmp_path):
 def test_converts_once(fake_package, tmp_path):
     first = smollm2.converted_folder(tmp_path / "cache")
     second = smollm2.converted_folder(tmp_path / "cache")
-    assert first == second and (first / "config.json").exists()
+    assert first == second, "the second load looks for the weights elsewhere"
+    assert (first / "config.json").exists(), "the folder that is returned is not the one that was filled"
     assert len(fake_package) == 1, "the second load converted again"
     assert list((tmp_path / "cache").iterdir()) == [first], "the working folder was left behind"
 
@@ -142,7 +151,9 @@ def test_an_interrupted_conversion_leaves_nothing(fake_package, monkeypatch, tmp
         with pytest.raises(error, match="stopped"):
             smollm2.converted_folder(tmp_path)
     assert list(tmp_path.iterdir()) == [], "half a conversion was left where the next load could find it"
-    assert (smollm2.converted_folder(tmp_path) / "config.json").read_text() == "{}"
+    assert (smollm2.converted_folder(tmp_path) / "config.json").read_text() == "{}", (
+        "after an interrupted conversion the next one is not done anew"
+    )
 
 
 def test_a_killed_conversion_is_never_loaded_and_is_swept_up(fake_package, tmp_path):
@@ -152,7 +163,7 @@ def test_a_killed_conversion_is_never_loaded_and_is_swept_up(fake_package, tmp_p
         folder.mkdir()
     long_ago = time.time() - 2 * smollm2._STALE_SECONDS
     os.utime(old, (long_ago, long_ago))
-    assert smollm2.converted_folder(tmp_path).name == name
+    assert smollm2.converted_folder(tmp_path).name == name, "what a killed conversion left is loaded"
     assert not old.exists(), "what a killed conversion left an hour ago still fills the disk"
     assert young.exists(), "a young working folder may belong to another process and must be left alone"
 
@@ -167,18 +178,22 @@ def test_two_conversions_at_once(fake_package, monkeypatch, tmp_path):
     monkeypatch.setattr(smollm2_convert, "convert", overtaken)
     place = smollm2.converted_folder(tmp_path)
     assert (place / "config.json").read_text() == "theirs", "the folder that was complete first must serve"
-    assert list(tmp_path.iterdir()) == [place]
+    assert list(tmp_path.iterdir()) == [place], "the conversion that came second leaves its own folder behind"
 
 
 def test_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("PPO_LIB_CACHE", raising=False)
-    assert smollm2.cache_folder() == tmp_path / "home" / ".cache" / "ppo_lib"
+    assert smollm2.cache_folder() == tmp_path / "home" / ".cache" / "ppo_lib", (
+        "without variables the cache is not in ~/.cache of the user"
+    )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert smollm2.cache_folder() == tmp_path / "xdg" / "ppo_lib"
+    assert smollm2.cache_folder() == tmp_path / "xdg" / "ppo_lib", (
+        "$XDG_CACHE_HOME is ignored, or filled without a folder"
+    )
     monkeypatch.setenv("PPO_LIB_CACHE", str(tmp_path / "mine"))
-    assert smollm2.cache_folder() == tmp_path / "mine"
+    assert smollm2.cache_folder() == tmp_path / "mine", "$PPO_LIB_CACHE is ignored, or yields to $XDG_CACHE_HOME"
 
 
 @needs_vader
@@ -216,13 +231,16 @@ def test_another_model_is_refused(tmp_path):
 @needs_vader
 def test_the_real_model_answers_sanely():
     world = smollm2.load(source="package")
-    assert world.name == "smollm2" and not world.model.training and world.model.dtype == torch.float32
+    assert world.model.dtype == torch.float32, "the weights are not float32: small updates would be lost"
+    assert not world.model.training, "the model is loaded with its dropout on"
+    assert world.name == "smollm2", "the world goes by another name"
     question = world.tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is the capital of France?"}], tokenize=False, add_generation_prompt=True
     )
     rollout = sample(world.model, world.tokenizer, [question, world.prompts[0]], max_new_tokens=12, greedy=True)
     assert rollout.responses[0] == "The capital of France is Paris.", "the weights were misread"
-    assert rollout.ended[0] and rollout.response_ids[0, rollout.mask[0]][-1] == world.tokenizer.eos_token_id
+    assert rollout.ended[0], "a whole answer is said to be cut off: the EOS of the model is not the tokenizer's"
+    assert rollout.response_ids[0, rollout.mask[0]][-1] == world.tokenizer.eos_token_id, "the mask loses the EOS"
 
 
 # --- prompts and reward
@@ -230,9 +248,11 @@ def test_the_real_model_answers_sanely():
 
 def test_prompts():
     train, heldout = smollm2._prompts("train"), smollm2._prompts("heldout")
-    assert len(train) >= 128 and len(heldout) == 64
+    assert len(train) >= 128, "there are too few prompts to train on"
+    assert len(heldout) == 64, "there are other than 64 held-out prompts"
     assert len({*train, *heldout}) == len(train) + len(heldout), "a prompt is there twice, or is in both sets"
-    assert all(prompt == prompt.strip() and prompt for prompt in train + heldout)
+    assert all(train + heldout), "a prompt is empty: there is an empty line in the file"
+    assert all(prompt == prompt.strip() for prompt in train + heldout), "a prompt has spaces at an end"
 
 
 @needs_vader
@@ -240,7 +260,10 @@ def test_vader_reward_reads_the_response_only():
     scores = smollm2.vader_reward(
         ["I hate this awful day."] * 3, ["What a lovely, happy day!", "The bus is blue.", "What a terrible, sad day."]
     )
-    assert scores[0] > 0.5 and scores[1] == 0 and scores[2] < -0.5, f"not the sentiment of the responses: {scores}"
+    assert scores[0] > scores[2], f"a sad response is paid more than a happy one: {scores}"
+    assert scores[1] == 0, f"the words of the prompt count in the reward of a neutral response: {scores}"
+    assert scores[0] > 0.5, f"a happy response is hardly paid: {scores}"
+    assert scores[2] < -0.5, f"a sad response is hardly punished: {scores}"
 
 
 def test_importing_the_library_needs_no_extra():

@@ -120,9 +120,11 @@ def test_settings_and_circumstances_are_saved_beside_the_logs(run):
     folder = Path(run.config.output_dir)
     assert PPOConfigV1.from_yaml(folder / "config.yaml") == run.config, "config.yaml would not repeat the run"
     [session] = yaml.safe_load((folder / "sessions.yaml").read_text())
-    assert session["update"] == 0 and session["versions"]["torch"] == torch.__version__, "sessions.yaml lacks versions"
+    assert session["update"] == 0, "sessions.yaml has a new run begin at a later update"
+    assert session["versions"]["torch"] == torch.__version__, "sessions.yaml lacks versions"
     assert session["command"].split()[0] == Path(sys.executable).name, "sessions.yaml lacks the command"
-    assert session["device"] == "cpu" and session["started"].endswith("UTC"), "sessions.yaml lacks device or time"
+    assert session["device"] == "cpu", "sessions.yaml lacks the device"
+    assert session["started"].endswith("UTC"), "sessions.yaml lacks the time, or has it in a zone that nobody knows"
 
 
 def test_outside_a_repository_there_is_no_commit(tmp_path, monkeypatch):
@@ -220,7 +222,8 @@ def test_nan_and_infinity_become_null(tmp_path):
     log = JSONLines(tmp_path / "log")
     log.log({"a": math.nan, "b": math.inf, "c": -math.inf, "d": 0.1, "e": "é"})
     text = (tmp_path / "log").read_text(encoding="utf-8")
-    assert "NaN" not in text and "Infinity" not in text, "NaN is written, which no JSON reader has to take"
+    assert "NaN" not in text, "NaN is written, which no JSON reader has to take"
+    assert "Infinity" not in text, "infinity is written, which no JSON reader has to take"
     assert json.loads(text) == {"a": None, "b": None, "c": None, "d": 0.1, "e": "é"}, "a number is changed"
 
 
@@ -287,7 +290,8 @@ def test_the_console_shows_a_table(capsys):
     printed = capsys.readouterr().out.splitlines()
     header = [title for title in printed[0].split("  ") if title.strip()]
     assert len(printed) == console.header_every + 3, "the header is not repeated every so many rows"
-    assert printed[0] == printed[-2] and len(header) == len(COLUMNS), "the header does not name each column once"
+    assert printed[0] == printed[-2], "what is repeated is another header than the first"
+    assert len(header) == len(COLUMNS), "the header does not name each column once"
     assert printed[1].split() == ["7", "28", "1.235", "0.001"], "a row does not show its numbers"
     assert len(printed[0]) == len(printed[1]), "the columns do not stand under their titles"
 

@@ -99,7 +99,8 @@ def test_held_out_rewards_are_charged_the_adapted_beta():
     ppo = make(kl_coef=0.1, kl_target=1.0, kl_horizon=4, learning_rate=1e-2)
     ppo.train(PROMPTS, HELD_OUT)
     told = ppo.evaluate_at(3)
-    assert ppo.kl_coef != 0.1 and told["eval/kl"] > 0, "nothing to tell the two apart by"
+    assert ppo.kl_coef != 0.1, "β never adapts: `kl_target` is ignored"
+    assert told["eval/kl"] > 0, "the test needs a policy that has left its reference"
     by_hand = told["eval/score"] - ppo.kl_coef * told["eval/kl"]
     assert told["eval/rlhf_reward"] == pytest.approx(by_hand), "held-out rewards are charged with the first β"
 
@@ -108,7 +109,10 @@ def test_the_adapted_beta_is_the_price_of_the_next_update():
     ppo = make(kl_coef=0.1, kl_target=1.0, kl_horizon=4, learning_rate=1e-2)
     charged = [-m["objective/non_score_reward"] / m["objective/kl"] for m in ppo.train(PROMPTS)[1:]]
     logged = [m["objective/kl_coef"] for m in ppo.history]
-    assert logged[0] == 0.1 and logged[1] == pytest.approx(0.08), "β is not adapted after the first update"
+    assert logged[0] == 0.1, "the first update is charged another β than `kl_coef`"
+    assert logged[1] != pytest.approx(0.1), "β is not adapted after the first update"
+    assert logged[1] < 0.1, "β rises though the KL is below its target"
+    assert logged[1] == pytest.approx(0.08), "in one update β moves by more or less than 20 % at most"
     assert charged == pytest.approx(logged[1:], rel=1e-4), "the β that is logged is not the one that was charged"
 
 
@@ -130,7 +134,8 @@ def test_kl_stop_ends_the_update_where_it_is_passed():
     ppo.update(rollout)
     kls = [step["policy/approxkl_avg"] for step in steps]
     assert len(steps) < 16, "`kl_stop` is ignored: the update goes on to its last minibatch"
-    assert kls[-1] > 1e-4 and all(kl <= 1e-4 for kl in kls[:-1]), f"the update does not end where KL passes: {kls}"
+    assert kls[-1] > 1e-4, f"the update ends before KL has passed `kl_stop`: {kls}"
+    assert all(kl <= 1e-4 for kl in kls[:-1]), f"the update goes on after KL has passed `kl_stop`: {kls}"
     assert moved[:-1] == [True] * (len(steps) - 1), "a step before `kl_stop` was left out"
     assert not moved[-1], "the step that found the policy too far still moves the weights"
 
@@ -170,10 +175,12 @@ def test_a_step_with_a_nan_gradient_moves_nothing_and_is_counted():
     ppo.step(rollout)
     after = weights(ppo)
     assert all(torch.equal(after[name], old) for name, old in before.items()), "a step with a NaN gradient is taken"
-    assert (ppo.skipped_steps, ppo.skipped_in_a_row) == (1, 1), "a skipped step is not counted"
+    assert ppo.skipped_steps == 1, "a skipped step is not counted"
+    assert ppo.skipped_in_a_row == 1, "a skipped step does not count towards `max_skipped_steps`"
     ppo.step(rollout)
     assert all(weight.isfinite().all() for weight in weights(ppo).values()), "a skipped step's NaN gradient lingers"
-    assert (ppo.skipped_steps, ppo.skipped_in_a_row) == (1, 0), "a good step does not end the row of skipped ones"
+    assert ppo.skipped_in_a_row == 0, "a good step does not end the row of skipped ones"
+    assert ppo.skipped_steps == 1, "a good step is counted as skipped, or the count starts anew after it"
 
 
 def test_a_run_survives_single_bad_steps():
@@ -198,7 +205,8 @@ def test_the_generator_moves_as_far_as_the_longest_response(stage):
     mine, by_hand = (torch.Generator().manual_seed(3) for _ in range(2))
     longest = int(stage(likely_eos(tiny_policy(), boost=8.0)).respond(PROMPTS, mine, tokens=30).lengths.max())
     torch.rand(longest, len(PROMPTS), 1, generator=by_hand, dtype=torch.float64)
-    assert longest < 30 and torch.equal(mine.get_state(), by_hand.get_state()), "the generator is moved too far"
+    assert longest < 30, "the test needs responses that all end before the limit"
+    assert torch.equal(mine.get_state(), by_hand.get_state()), "the generator is moved too far"
 
 
 # early stopping and the best model
@@ -222,7 +230,8 @@ def test_early_stopping_waits_for_its_patience():
     ppo.train(PROMPTS, HELD_OUT)
     assert len(ppo.history) > 5, "a new best does not start patience anew"
     assert len(ppo.history) == 6, "the run does not end after `early_stopping_patience` evaluations without a new best"
-    assert (ppo.best.score, ppo.best.update) == (4, 4), "the best is not the first of the highest scores"
+    assert ppo.best.score == 4, "the best is not the highest score"
+    assert ppo.best.update == 4, "the best is not the first of the highest scores: one that is equal replaces it"
 
 
 def test_small_gains_do_not_count_as_better():
@@ -232,7 +241,8 @@ def test_small_gains_do_not_count_as_better():
     )  # fmt: skip
     ppo.train(PROMPTS, HELD_OUT)
     assert ppo.best.update <= 3, "`early_stopping_min_delta` is ignored"
-    assert len(ppo.history) == 5 and ppo.best.update == 3, "a score that beats the best by 0.6 is not better by 0.5"
+    assert ppo.best.update == 3, "a score that beats the best by 0.6 is not better by 0.5"
+    assert len(ppo.history) == 5, "a gain below `early_stopping_min_delta` starts patience anew"
 
 
 def test_the_best_model_is_kept(tmp_path):
@@ -282,7 +292,9 @@ def test_a_callback_ends_the_run_and_a_checkpoint_remembers_it(tmp_path):
 
 def test_presets_are_read_and_overridden():
     config = PPOConfigV1.preset("8gb", seed=7)
-    assert (config.batch_size, config.gradient_accumulation_steps, config.seed) == (1, 8, 7), "8gb is not 1 × 8"
+    assert config.seed == 7, "a setting that is passed does not win over the preset"
+    assert config.batch_size == 1, "8gb takes more than one prompt at a time"
+    assert config.gradient_accumulation_steps == 8, "8gb does not make an update of eight responses"
     assert config.num_updates * config.rollout_size == config.total_episodes, "the preset's run is not whole updates"
     with pytest.raises(ValueError, match="no preset '9gb': the presets are 8gb, 16gb, 32gb"):
         PPOConfigV1.preset("9gb")

@@ -70,7 +70,8 @@ def test_on_fresh_data_the_replay_loss_is_ppos():
     order = [rollout.prompts.index(prompt) for prompt in replayed.prompts]
     fresh = rollout.select(torch.tensor(order))
     mask = fresh.mask[:, : replayed.mask.shape[1]]
-    assert seen["replay/ess"] == pytest.approx(1, abs=1e-4) and seen["replay/weight_max"] == pytest.approx(1, abs=1e-3)
+    assert seen["replay/weight_max"] == pytest.approx(1, abs=1e-3), "on fresh data π_k/μ is not 1: μ is another policy"
+    assert seen["replay/ess"] == pytest.approx(1, abs=1e-4), "even weights are not worth as many samples as there are"
     for name in ("logprobs", "ref_logprobs", "rewards", "advantages", "returns"):
         mine, expected = getattr(replayed, name), getattr(fresh, name)[:, : mask.shape[1]]
         assert torch.allclose(mine[mask], expected[mask], atol=1e-3), f"on fresh data {name} are not PPO's"
@@ -101,20 +102,29 @@ def test_health_of_the_weights_by_hand():
     replayed, seen = ppo.refresh(ppo.buffer.sample(6, version, ppo.generator))
     mask, distance = replayed.mask, (replayed.behaviour_logprobs - replayed.logprobs).masked_fill(~replayed.mask, 0.0)
     real = (-distance[mask]).exp()
-    assert not mask.all() and seen["replay/ess"] == pytest.approx(effective_sample_size(real), abs=1e-4), (
+    assert not mask.all(), "the test needs responses of different lengths"
+    assert seen["replay/ess"] == pytest.approx(effective_sample_size(real), abs=1e-4), (
         "padding counts in the effective sample size"
     )
-    assert seen["replay/kl"] == pytest.approx((distance.sum(1) / mask.sum(1)).mean().item(), abs=1e-5), (
-        "replay/kl is not in nats per token"
+    kl = (distance.sum(1) / mask.sum(1)).mean().item()
+    assert seen["replay/kl"] != pytest.approx(-kl, abs=1e-5), "replay/kl has the wrong sign: it is log μ − log π_k"
+    assert seen["replay/kl"] == pytest.approx(kl, abs=1e-5), "replay/kl is not in nats per token"
+    assert seen["replay/weight_max"] != pytest.approx(1 / real.min().item(), abs=1e-3), (
+        "the weights are μ/π_k, upside down"
     )
-    assert seen["replay/weight_max"] == pytest.approx(real.max().item(), abs=1e-3)
-    assert seen["replay/truncated"] == pytest.approx((real > 2).float().mean().item())
+    assert seen["replay/weight_max"] == pytest.approx(real.max().item(), abs=1e-3), (
+        "replay/weight_max is not the largest weight before truncation"
+    )
+    assert seen["replay/truncated"] == pytest.approx((real > 2).float().mean().item()), (
+        "replay/truncated is not the share of real tokens beyond `importance_cap`"
+    )
 
 
 def test_credit_of_a_mixed_batch_by_hand():
     ppo, rollout, version = after(3, gamma=0.9, lam=0.7, importance_cap=1.1, trace_cap=0.9, learning_rate=5e-3)
     batch, seen = ppo.mix(rollout, version)
-    assert seen["replay/sampled"] > 0 and seen["replay/weight_max"] > 1.1, "the test needs weights beyond the cap"
+    assert seen["replay/sampled"] > 0, "the test needs replayed responses"
+    assert seen["replay/weight_max"] > 1.1, "the test needs weights beyond the cap"
     fresh, old, mask = batch.ages == 0, batch.ages > 0, batch.mask
     with torch.no_grad():
         now = ppo.logprobs(ppo.policy, batch)
@@ -148,7 +158,8 @@ def test_old_responses_may_teach_by_gains_alone():
     ppo, rollout, version = after(3, whiten_advantages=True)
     batch, _ = ppo.mix(rollout, version)
     both, old = batch.advantages.clone(), batch.ages > 0
-    assert (both[old] < 0).any() and (both[~old] < 0).any(), "the test needs losses, old ones and fresh ones"
+    assert (both[old] < 0).any(), "the test needs losses of old responses"
+    assert (both[~old] < 0).any(), "the test needs losses of fresh responses"
     ppo.config = dataclasses.replace(ppo.config, replay_gains_only=True)
     ppo.assign_credit(batch)
     assert (batch.advantages[old] >= 0).all(), "losses of old responses still teach"
@@ -172,7 +183,10 @@ def test_prioritised_draws_are_corrected_in_the_weights():
     ppo, rollout, version = after(3, learning_rate=5e-3, replay_priority=0.7)
     batch, _ = ppo.mix(rollout, version)
     ratios = importance_ratios(batch.logprobs, batch.behaviour_logprobs, batch.mask).clamp(max=2.0)
-    assert (batch.sampling_weights[batch.ages == 0] == 1).all() and batch.sampling_weights.min() < 1
+    assert (batch.sampling_weights[batch.ages == 0] == 1).all(), (
+        "fresh responses, which nobody drew, are corrected by ω"
+    )
+    assert batch.sampling_weights.min() < 1, "every ω is 1: prioritised draws are not corrected"
     assert torch.allclose(batch.weights, batch.sampling_weights[:, None] * ratios), "ω is left out of the weights"
 
 
@@ -183,7 +197,8 @@ def test_the_second_moment_mask_takes_tokens_out(correction):
     batch, _ = ppo.mix(rollout, version)
     inside = batch.weights[batch.mask]
     assert (inside == 0).any(), "`second_moment_limit` is ignored"
-    assert (inside[(batch.ages == 0)[:, None].expand_as(batch.mask)[batch.mask]] > 0).all()
+    fresh = (batch.ages == 0)[:, None].expand_as(batch.mask)[batch.mask]
+    assert (inside[fresh] > 0).all(), "the second-moment mask takes out fresh tokens, whose ratio is 1"
 
 
 def test_loss_and_gradient_of_a_mixed_batch_by_hand():
@@ -194,7 +209,7 @@ def test_loss_and_gradient_of_a_mixed_batch_by_hand():
     by_hand = -((logprobs - batch.logprobs).exp() * batch.advantages)[batch.mask].mean()
     loss, metrics = ppo.loss(batch)
     assert loss.item() == pytest.approx(by_hand.item(), abs=1e-4), "the ratio in the loss is π_θ/μ, not π_θ/π_k"
-    assert metrics["val/ratio"].item() == pytest.approx(1, abs=1e-3)
+    assert metrics["val/ratio"].item() == pytest.approx(1, abs=1e-3), "val/ratio does not begin at 1: it is π_θ/μ"
     parameters = list(ppo.policy.parameters())
     mine, expected = (torch.autograd.grad(one, parameters) for one in (loss, by_hand))
     for a, b in zip(mine, expected, strict=True):
@@ -253,14 +268,16 @@ def test_limits_hold_over_a_run():
     rows = []
     ppo.train(PROMPTS, callback=lambda trainer, rollout, metrics: rows.append(metrics) and False)
     assert max(row.get("replay/age_max", 0) for row in rows) <= 3, "nothing expires in a run"
-    assert max(row.get("replay/reuse_mean", 0) for row in rows) < 2
+    assert max(row.get("replay/reuse_mean", 0) for row in rows) < 2, "responses that are used up stay in the buffer"
     last = rows[-1]
     assert last["efficiency/trained_responses"] == 32 + sum(row["replay/sampled"] for row in rows), (
         "replayed responses are not counted as trained on"
     )
     assert last["efficiency/generated_responses"] == 32, "replayed responses are counted as generated"
-    assert last["efficiency/reuse_ratio"] == last["efficiency/trained_responses"] / 32
-    assert last["objective/scores"] == pytest.approx(rows[-1]["objective/scores"])
+    assert last["efficiency/reuse_ratio"] == last["efficiency/trained_responses"] / 32, (
+        "the reuse ratio is not responses trained on over responses generated"
+    )
+    assert last["objective/scores"] == pytest.approx(rows[-1]["objective/scores"]), "a score is NaN"
 
 
 def test_scores_are_those_of_fresh_responses_only():
@@ -268,7 +285,10 @@ def test_scores_are_those_of_fresh_responses_only():
     seen = []
     history = ppo.train(PROMPTS, callback=lambda trainer, rollout, metrics: seen.append(rollout) and False)
     for rollout, metrics in zip(seen, history, strict=True):
-        assert len(rollout) == 4 and metrics["objective/scores"] == pytest.approx(rollout.scores.mean().item())
+        assert len(rollout) == 4, "the rollout that a callback is given has replayed responses in it"
+        assert metrics["objective/scores"] == pytest.approx(rollout.scores.mean().item()), (
+            "replayed responses count in the scores that are logged"
+        )
 
 
 def test_replay_fades_at_the_end():
@@ -285,10 +305,12 @@ def test_replay_fades_at_the_end():
 def test_far_rows_and_poor_weights_are_left_out():
     ppo, rollout, version = after(2, max_replay_kl=1e-6)
     batch, seen = ppo.mix(rollout, version)
-    assert batch is rollout and seen["replay/too_far"] > 0, "`max_replay_kl` is ignored: far responses are trained on"
+    assert seen["replay/too_far"] > 0, "`max_replay_kl` is ignored, or replay/too_far does not count what it leaves out"
+    assert batch is rollout, "responses beyond `max_replay_kl` are trained on"
     ppo, rollout, version = after(2, min_ess=1.0)
     batch, seen = ppo.mix(rollout, version)
-    assert batch is rollout and seen["replay/ess"] < 1, "`min_ess` is ignored: poor weights are trained on"
+    assert seen["replay/ess"] < 1, "the test needs uneven weights"
+    assert batch is rollout, "`min_ess` is ignored: poor weights are trained on"
 
 
 @pytest.mark.parametrize("extra", [{}, {"replay_priority": 0.7, "replay_keep_best": 0.2}, {"lora_rank": 4}])
@@ -311,7 +333,9 @@ def test_the_buffer_is_restored_with_the_run(tmp_path):
     ppo = trainer(**settings)
     ppo.train(PROMPTS)
     again = trainer(**settings, resume_from_checkpoint=True)
-    assert len(again.buffer) == len(ppo.buffer) > 0, "the buffer is not restored from the checkpoint"
+    assert len(ppo.buffer) > 0, "the test needs a buffer that holds something"
+    assert len(again.buffer) > 0, "the buffer is not restored from the checkpoint"
+    assert len(again.buffer) == len(ppo.buffer), "the resumed buffer holds another number of responses"
     held = ppo.buffer.held
     for name, field in ppo.buffer.fields.items():
         assert torch.equal(field[held], again.buffer.fields[name][held]), f"of the buffer, {name} are not restored"
@@ -319,14 +343,17 @@ def test_the_buffer_is_restored_with_the_run(tmp_path):
     assert again.buffer.prompts == ppo.buffer.prompts, "the buffer's prompts are not restored"
     assert again.totals == ppo.totals, "the totals of generated and trained tokens start anew at a resume"
     again.buffer.fields["scores"] += 1
-    assert not torch.equal(again.resumed_state["replay"]["fields"]["scores"], again.buffer.fields["scores"])
+    assert not torch.equal(again.resumed_state["replay"]["fields"]["scores"], again.buffer.fields["scores"]), (
+        "the buffer shares its memory with the state it was resumed from"
+    )
 
 
 def test_a_joined_rollout_keeps_every_row():
     ppo, rollout, version = after(2)
     short = rollout.select(torch.tensor([0]))
     joined = concatenate([short, rollout], ppo.tokenizer.pad_token_id)
-    assert joined.prompts == short.prompts + rollout.prompts and torch.equal(joined.values[1:], rollout.values)
+    assert joined.prompts == short.prompts + rollout.prompts, "joining rollouts drops or reorders responses"
+    assert torch.equal(joined.values[1:], rollout.values), "padding of the shorter rollout moves another's values"
 
 
 def test_presets_bring_the_buffer_that_the_usage_guide_shows():
@@ -345,8 +372,11 @@ def test_presets_bring_the_buffer_that_the_usage_guide_shows():
             else:
                 assert str(value) == str(shown), f"the guide says {setting} = {cell} for {name}: it is {value}"
     sizes = {name: ReplayConfig.preset(name) for name in names}
-    assert [(c.replay_buffer_size, c.replay_sample_size) for c in sizes.values()][1:] == [(1000, 32), (2000, 64)]
-    assert not sizes["8gb"].use_replay_buffer and sizes["32gb"].max_replay_reuse == 8
+    assert [(c.replay_buffer_size, c.replay_sample_size) for c in sizes.values()][1:] == [(1000, 32), (2000, 64)], (
+        "a preset's buffer, or what it replays, has another size: the part `replay` of its file is not read"
+    )
+    assert not sizes["8gb"].use_replay_buffer, "replay is on in 8 GB, where it was to stay off"
+    assert sizes["32gb"].max_replay_reuse == 8, "the 32gb preset replays a response another number of times"
 
 
 @pytest.mark.parametrize("preset", ["16gb", "32gb"])
@@ -356,7 +386,10 @@ def test_a_preset_trains_with_replay(preset):
     ppo = PPOTrainerWithReplay(config=ReplayConfig.preset(
         preset, num_ppo_epochs=1, max_new_tokens=8, total_episodes=2 * rollout))  # fmt: skip
     history = ppo.train(["The film was", "I think"])
-    assert len(history) == 2 and history[-1]["replay/sampled"] == min(rollout, config.replay_sample_size)
+    assert len(history) == 2, "a preset's run has not the two updates it was given"
+    assert history[-1]["replay/sampled"] == min(rollout, config.replay_sample_size), (
+        "the preset does not replay what its buffer holds"
+    )
 
 
 def test_checkpoints_of_another_stage_are_refused_and_named(tmp_path):
@@ -374,7 +407,7 @@ def test_checkpoints_of_another_stage_are_refused_and_named(tmp_path):
 
 def test_a_size_that_fits_in_memory_is_kept_on_resume(tmp_path):
     ppo = trainer(output_dir=str(tmp_path / "run"), minibatch_size=8, total_episodes=8)
-    assert ppo.forward_batch.size == 8
+    assert ppo.forward_batch.size == 8, "responses without gradients are not computed `minibatch_size` at a time"
     ppo.forward_batch.size = 1  # memory ran out
     ppo.train(PROMPTS)
     resumed = trainer(output_dir=str(tmp_path / "run"), minibatch_size=8, resume_from_checkpoint=True, total_episodes=8)

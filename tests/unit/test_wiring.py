@@ -59,12 +59,18 @@ def test_estimates_are_those_of_the_settings():
     reference = logprobs_of(response_logits(ppo.reference, rollout, 0.7), rollout.response_ids)
     assert same(rollout.ref_logprobs, reference, mask), "the reference's log-probs are not at the run's temperature"
     values = response_values(ppo.critic, rollout)
+    assert rollout.values.shape == values.shape, "the values lack the one after the last token: they have T+1 columns"
     assert torch.allclose(rollout.values, values, atol=1e-4), "the values are not the critic's"
     rewards = token_rewards(rollout.scores, rollout.logprobs, rollout.ref_logprobs, mask, 0.3)
+    paid = token_rewards(rollout.scores, rollout.ref_logprobs, rollout.logprobs, mask, 0.3)
+    assert not same(rollout.rewards, paid, mask), "the KL penalty has the wrong sign: policy and reference are swapped"
     assert same(rollout.rewards, rewards, mask), "`kl_coef` is not the price of the KL in the token rewards"
     advantages, returns = gae(rewards, values, mask, ended, 0.9, 0.7, True)
-    assert same(rollout.advantages[ended], advantages[ended], mask[ended]), "γ and λ are swapped or not the settings'"
+    swapped, _ = gae(rewards, values, mask, ended, 0.7, 0.9, True)
+    assert not same(rollout.advantages[ended], swapped[ended], mask[ended]), "γ and λ are swapped"
+    assert same(rollout.advantages[ended], advantages[ended], mask[ended]), "γ or λ is not that of the settings"
     assert same(rollout.advantages[~ended], advantages[~ended], mask[~ended]), "`bootstrap_cut` is ignored"
+    assert not same(rollout.returns, advantages, mask), "the returns are the advantages: V(s_t) is not added back"
     assert same(rollout.returns, returns, mask), "the returns are not those of GAE"
 
 
@@ -76,6 +82,13 @@ def test_the_loss_takes_the_right_tensors():
     mask, values = rollout.mask, rollout.values[:, :-1]
     _, metrics = ppo.loss(rollout)
     mean = masked_mean(rollout.advantages, mask).item()
+    assert metrics["loss/policy_avg"].item() != pytest.approx(mean, abs=1e-4), (
+        "the policy loss has the wrong sign: minimising it lowers the chance of good tokens"
+    )
+    of_returns = masked_mean(rollout.returns, mask).item()
+    assert metrics["loss/policy_avg"].item() != pytest.approx(-of_returns, abs=1e-4), (
+        "the policy loss takes the returns for the advantages"
+    )
     assert metrics["loss/policy_avg"].item() == pytest.approx(-mean, abs=1e-4), (
         "the policy loss is not that of the advantages"
     )
@@ -84,7 +97,11 @@ def test_the_loss_takes_the_right_tensors():
     assert ppo.loss(perfect)[1]["loss/value_avg"].item() == pytest.approx(0.0, abs=1e-6), (
         "the loss takes the values after each token: V(s_t) is that before token t"
     )
+    for wrong, slip in ((rollout.advantages, "the advantages"), (rollout.rewards, "the rewards")):
+        off = 0.5 * masked_mean((values - wrong) ** 2, mask).item()
+        assert metrics["loss/value_avg"].item() != pytest.approx(off, rel=1e-4), f"the critic learns {slip}"
     error = 0.5 * masked_mean((values - rollout.returns) ** 2, mask).item()
+    assert metrics["loss/value_avg"].item() != pytest.approx(2 * error, rel=1e-4), "the value loss is not halved"
     assert metrics["loss/value_avg"].item() == pytest.approx(error, rel=1e-4), (
         "the targets of the value loss are not the returns"
     )
@@ -98,15 +115,30 @@ def test_the_loss_is_that_of_the_settings():
     logits = response_logits(ppo.policy, rollout, 0.7)
     logprobs, values = logprobs_of(logits, rollout.response_ids), response_values(ppo.critic, rollout)[:, :-1]
     loss, metrics = ppo.loss(rollout)
+    told = metrics["loss/policy_avg"].item()
     policy = policy_loss(logprobs, rollout.logprobs, rollout.advantages, mask, 0.1)
-    assert metrics["loss/policy_avg"].item() == pytest.approx(policy.item(), abs=1e-5), "`cliprange` is ignored"
+    of_critic = policy_loss(logprobs, rollout.logprobs, rollout.advantages, mask, 0.3).item()
+    assert told != pytest.approx(of_critic, abs=1e-5), "the policy's clip takes `cliprange_value`"
+    turned = policy_loss(rollout.logprobs, logprobs, rollout.advantages, mask, 0.1).item()
+    assert told != pytest.approx(turned, abs=1e-5), "the ratio is upside down: π_old/π_θ"
+    assert told == pytest.approx(policy.item(), abs=1e-5), "`cliprange` is ignored"
+    told = metrics["loss/value_avg"].item()
     value = value_loss(values, rollout.values[:, :-1], rollout.returns, mask, 0.3)
-    assert metrics["loss/value_avg"].item() == pytest.approx(value.item(), abs=1e-5), "`cliprange_value` is ignored"
+    of_policy = value_loss(values, rollout.values[:, :-1], rollout.returns, mask, 0.1).item()
+    assert told != pytest.approx(of_policy, abs=1e-5), "the value clip takes `cliprange`"
+    around = value_loss(values, rollout.values[:, 1:], rollout.returns, mask, 0.3).item()
+    assert told != pytest.approx(around, abs=1e-5), "values are clipped around those after each token"
+    assert told == pytest.approx(value.item(), abs=1e-5), "`cliprange_value` is ignored"
     entropy = masked_mean(entropy_of(logits), mask)
     assert metrics["policy/entropy_avg"].item() == pytest.approx(entropy.item(), abs=1e-5), (
         "the entropy is not that of the distributions sampled from"
     )
-    assert (loss - policy + 0.2 * entropy).item() == pytest.approx(0.4 * value.item(), abs=1e-5), (
+    rest = (loss - policy).item()
+    added = (0.4 * value + 0.2 * entropy).item()
+    assert rest != pytest.approx(added, abs=1e-5), "the entropy is added to the loss: it is a bonus, subtract it"
+    swapped = (0.2 * value - 0.4 * entropy).item()
+    assert rest != pytest.approx(swapped, abs=1e-5), "`vf_coef` and `entropy_coef` are swapped"
+    assert rest + 0.2 * entropy.item() == pytest.approx(0.4 * value.item(), abs=1e-5), (
         "the value loss is not weighted by `vf_coef`"
     )
 
@@ -117,9 +149,10 @@ def test_the_entropy_bonus_lowers_the_loss():
     without, metrics = ppo.loss(rollout)
     ppo.config.entropy_coef = 0.5
     bonus, _ = ppo.loss(rollout)
-    assert (without - bonus).item() == pytest.approx(0.5 * metrics["policy/entropy_avg"].item(), abs=1e-5), (
-        "the entropy bonus has the wrong sign: subtract it from the loss"
-    )
+    gained, expected = (without - bonus).item(), 0.5 * metrics["policy/entropy_avg"].item()
+    assert gained > -1e-5, "the entropy bonus has the wrong sign: subtract it from the loss"
+    assert gained > 1e-5, "`entropy_coef` is ignored: the entropy never reaches the loss"
+    assert gained == pytest.approx(expected, abs=1e-5), "the entropy bonus is not `entropy_coef` times the entropy"
 
 
 def passes_over(num_ppo_epochs):

@@ -36,7 +36,8 @@ def test_unknown_world_is_named():
 
 def test_prompts_are_distinct_and_of_different_lengths(world):
     everything = world.prompts + world.heldout_prompts
-    assert len(world.prompts) >= 64 and len(world.heldout_prompts) >= 64
+    assert len(world.prompts) >= 64, "there are too few prompts to train on"
+    assert len(world.heldout_prompts) >= 64, "there are too few held-out prompts"
     assert len(set(everything)) == len(everything), "a prompt appears twice, or is both trained on and held out"
     lengths = {len(world.tokenizer(prompt).input_ids) for prompt in world.prompts}
     assert len(lengths) >= 5, "prompts of one length would hide padding bugs"
@@ -47,22 +48,31 @@ def test_prompts_are_distinct_and_of_different_lengths(world):
 def test_any_text_round_trips(world, text):
     text = text.replace("<pad>", "").replace("<eos>", "")
     tokenizer = world.tokenizer
-    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert tokenizer.decode(tokenizer(text).input_ids) == text, (
+        "a text comes back changed: the tokenizer is not byte-level, normalises, or cleans up spaces"
+    )
 
 
 def test_special_tokens_and_padding(world):
     tokenizer = world.tokenizer
     assert tokenizer.eos_token_id != tokenizer.pad_token_id, "with EOS = PAD, a mask made from tokens loses the end"
-    assert world.model.config.eos_token_id == world.model.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert world.model.config.eos_token_id == tokenizer.eos_token_id, "the model's config names another EOS"
+    assert world.model.generation_config.eos_token_id == tokenizer.eos_token_id, (
+        "the generation config names another EOS: `generate` would not stop where the tokenizer ends"
+    )
     batch = tokenizer(["The film", "As a fan of the book, I must say the film"], padding=True, return_tensors="pt")
     assert batch.input_ids[0, 0] == tokenizer.pad_token_id, "padding must go on the left of a prompt"
-    assert batch.attention_mask[0].sum() == 2
+    assert batch.attention_mask[0].sum() == 2, (
+        "padding is attended to, or a prompt is given a token that is not its own"
+    )
 
 
 def test_openings_and_responses_meet_at_a_token_boundary(world):
     for prompt in world.prompts:
         whole = world.tokenizer(prompt + " dull.").input_ids
-        assert whole == world.tokenizer(prompt).input_ids + world.tokenizer(" dull.").input_ids, prompt
+        assert whole == world.tokenizer(prompt).input_ids + world.tokenizer(" dull.").input_ids, (
+            f"a token spans the end of the prompt {prompt!r} and the response: the policy cannot write that text"
+        )
 
 
 def test_each_load_is_a_fresh_copy(world):
@@ -76,7 +86,8 @@ def test_base_model_is_neutral_fluent_and_ends_by_itself(world, base_sample):
     asked, responses = base_sample
     gold = torch.tensor(world.reward(asked, responses))
     assert abs(gold.mean()) < 0.15, f"the base model should be neutral, its mean gold reward is {gold.mean():.3f}"
-    assert 0.7 < gold.std() < 1.3
+    assert gold.std() > 0.7, "the base model's reviews are too alike for a reward to tell them apart"
+    assert gold.std() < 1.3, "the base model's reviews are further apart than the world promises"
     finished = sum(text.endswith((".", "!")) for text in responses) / len(responses)
     assert finished > 0.98, f"only {finished:.1%} of the reviews end by themselves"
     lexicon = grammar.lexicon()
@@ -89,43 +100,56 @@ def test_rare_form_is_rare_but_present(base_sample):
     asked, responses = base_sample
     sparse = worlds.load("reviews-sparse")
     rate = sum(sparse.reward(asked, responses)) / len(responses)
-    assert 0.002 < rate < 0.008, f"the rare form has a base rate of {rate:.2%}"
-    assert sparse.reward(["The film", "The film"], [" was slow. Ten out of ten.", " was slow."]) == [1.0, 0.0]
+    assert rate > 0.002, f"the rare form is hardly ever sampled: a base rate of {rate:.2%}"
+    assert rate < 0.008, f"the rare form is not rare: a base rate of {rate:.2%}"
+    assert sparse.reward(["The film", "The film"], [" was slow. Ten out of ten.", " was slow."]) == [1.0, 0.0], (
+        "the sparse reward misses the rare form, because of its capital or what precedes it, or pays for another"
+    )
 
 
 def test_the_sparse_world_starts_from_the_same_model(world):
     sparse = worlds.load("reviews-sparse")
-    assert sparse.prompts == world.prompts and sparse.heldout_prompts == world.heldout_prompts
+    assert sparse.prompts == world.prompts, "the sparse world trains on other prompts than `reviews`"
+    assert sparse.heldout_prompts == world.heldout_prompts, "the sparse world holds out other prompts than `reviews`"
     for (name, weight), other in zip(world.model.named_parameters(), sparse.model.parameters(), strict=True):
-        assert torch.equal(weight, other), name
+        assert torch.equal(weight, other), f"the sparse world starts from another model: {name} differs"
 
 
 def test_sampling_is_deterministic(world):
     first = reviews.sample_reviews(world.model, world.tokenizer, world.prompts, seed=8)
-    assert first == reviews.sample_reviews(world.model, world.tokenizer, world.prompts, seed=8)
-    assert first != reviews.sample_reviews(world.model, world.tokenizer, world.prompts, seed=9)
+    assert first == reviews.sample_reviews(world.model, world.tokenizer, world.prompts, seed=8), (
+        "the same seed gives other reviews: sampling draws from the process's generator too"
+    )
+    assert first != reviews.sample_reviews(world.model, world.tokenizer, world.prompts, seed=9), "`seed` is ignored"
 
 
 def test_new_reward_model_depends_on_its_seed_alone():
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
     first, again, other = (reviews.new_reward_model(seed).score.weight for seed in (1, 1, 2))
-    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(first, again), "the same seed makes another reward model"
+    assert not torch.equal(first, other), "`seed` is ignored: every new reward model is the same"
     assert torch.equal(before, torch.random.get_rng_state()), "making a model moved the global random state"
 
 
 def test_gold_score_knows_valence():
     good, bad = reviews.gold_score(" wonderful."), reviews.gold_score(" terrible.")
-    assert good == -bad > 0.9, "the two sides should mirror each other"
-    assert reviews.gold_score(" truly wonderful.") > good > reviews.gold_score(" slightly wonderful.")
-    assert reviews.gold_score(" never wonderful.") < 0 < reviews.gold_score(" hardly terrible.") < good
-    assert reviews.gold_score(" the film.") == 0.0
+    assert good > 0, "praise is scored as blame"
+    assert good == -bad, "praise and blame of the same strength do not mirror each other"
+    assert good > 0.9, "the strongest praise hardly counts"
+    assert reviews.gold_score(" truly wonderful.") > good, "an intensifier does not make praise stronger"
+    assert good > reviews.gold_score(" slightly wonderful."), "a weakening word does not make praise weaker"
+    assert reviews.gold_score(" never wonderful.") < 0, "a negation does not turn praise into blame"
+    assert reviews.gold_score(" hardly terrible.") > 0, "a negation does not turn blame into praise"
+    assert reviews.gold_score(" hardly terrible.") < good, "praise by negated blame counts in full"
+    assert reviews.gold_score(" the film.") == 0.0, "words without valence are scored"
 
 
 def test_gold_score_saturates():
     few = reviews.gold_score(" superb and moving, gripping and lovely.")
     many = reviews.gold_score(" superb and moving, gripping and lovely, brilliant and charming, clever and funny.")
-    assert few < many < reviews.SATURATION
+    assert few < many, "more praise does not count for more"
+    assert many < reviews.SATURATION, "praise counts without end: the sum does not saturate"
     assert many - few < few / 2, "the second half of the praise should add less than the first"
 
 
@@ -139,12 +163,17 @@ def test_gold_score_saturates():
     ],
 )
 def test_gold_score_punishes_degenerate_text(better, worse, cost):
-    assert reviews.gold_score(better) - reviews.gold_score(worse) == pytest.approx(cost)
+    loss = reviews.gold_score(better) - reviews.gold_score(worse)
+    assert loss > 0, f"{worse!r} costs nothing: the policy would learn to write so"
+    assert loss == pytest.approx(cost), f"{worse!r} costs {loss:.3g} instead of its price"
 
 
 def test_gold_score_has_a_floor():
-    assert reviews.gold_score(" superb" * 100) == reviews.FLOOR
-    assert reviews.gold_score("") == -reviews.UNFINISHED_COST
+    assert reviews.gold_score(" superb" * 100) >= reviews.FLOOR, "repetition is punished without end: there is no floor"
+    assert reviews.gold_score(" superb" * 100) == reviews.FLOOR, "saying one word a hundred times is not the worst"
+    assert reviews.gold_score("") == -reviews.UNFINISHED_COST, (
+        "an empty response costs another price than being unfinished"
+    )
 
 
 def test_reward_needs_as_many_responses_as_prompts(world):
@@ -154,9 +183,14 @@ def test_reward_needs_as_many_responses_as_prompts(world):
 
 def test_preferences_are_noisy_but_informative():
     pairs = reviews.preference_pairs(512, seed=6)
-    assert len(pairs) == 512 and pairs == reviews.preference_pairs(512, seed=6)
+    assert len(pairs) == 512, "not as many pairs are made as were asked for"
+    assert pairs == reviews.preference_pairs(512, seed=6), "the same seed gives other pairs"
     agree = sum(reviews.gold_score(chosen) > reviews.gold_score(rejected) for _, chosen, rejected in pairs) / 512
-    assert 0.7 < agree < 0.93, f"the judge agrees with gold on {agree:.1%} of the pairs"
+    assert agree > 0.5, f"chosen and rejected are swapped: the judge agrees with gold on {agree:.1%} of the pairs"
+    assert agree > 0.7, f"the judge is too noisy to learn from: it agrees with gold on {agree:.1%} of the pairs"
+    assert agree < 0.93, (
+        f"the judge hardly errs, so no proxy is fooled: it agrees with gold on {agree:.1%} of the pairs"
+    )
 
 
 def test_proxy_agrees_with_gold_on_heldout_openings(world):
@@ -165,6 +199,7 @@ def test_proxy_agrees_with_gold_on_heldout_openings(world):
     with torch.no_grad():
         chosen, rejected = build.score_pairs(proxy, world.tokenizer, pairs)
     accuracy = (chosen > rejected).float().mean()
+    assert accuracy > 0.5, f"held-out accuracy {accuracy:.3f}: chosen and rejected are swapped, or nothing was learned"
     assert accuracy > 0.7, f"held-out accuracy {accuracy:.3f}: the shipped reward model has learned too little"
 
 
@@ -172,7 +207,7 @@ def test_proxy_can_be_fooled_where_gold_cannot(world):
     honest, gamed = " superb and moving.", " superb and moving, superb and moving, superb and moving."
     scores = reviews.load_reward_model()(["The film was", "The film was"], [honest, gamed])
     assert scores[1] > scores[0], "the proxy should fall for repeated praise, else over-optimisation cannot be seen"
-    assert reviews.gold_score(gamed) < reviews.gold_score(honest)
+    assert reviews.gold_score(gamed) < reviews.gold_score(honest), "the gold reward falls for repeated praise as well"
 
 
 def test_grammar_is_the_one_the_model_was_trained_on():
@@ -186,22 +221,28 @@ def test_shipped_tokenizer_is_rebuilt_exactly():
     rebuilt = build.build_tokenizer(grammar.corpus(build.CORPUS_SIZE))
     shipped = json.loads((build.DATA / "policy" / "tokenizer.json").read_text())
     model = json.loads(rebuilt.backend_tokenizer.to_str())["model"]
-    assert model["vocab"] == shipped["model"]["vocab"] and model["merges"] == shipped["model"]["merges"]
+    assert model["merges"] == shipped["model"]["merges"], "the shipped tokenizer has other merges than the build makes"
+    assert model["vocab"] == shipped["model"]["vocab"], "the shipped tokenizer numbers its tokens otherwise"
 
 
 def test_shipped_files_are_small():
     size = sum(path.stat().st_size for path in build.DATA.rglob("*") if path.is_file())
-    assert size <= 2_000_000, f"{size:,} bytes"
+    assert size <= 2_000_000, f"the shipped worlds have grown too large to embed: {size:,} bytes"
 
 
 def test_a_changed_shipped_file_is_noticed(tmp_path):
     for name in build.FOLDERS:
         shutil.copytree(build.DATA / name, tmp_path / name)
-    assert build.differences(tmp_path) == []
+    assert build.differences(tmp_path) == [], "an exact copy of the shipped files is said to differ"
     weights = tmp_path / "policy" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     (tmp_path / "reward_model" / "config.json").unlink()
-    assert build.differences(tmp_path) == ["policy/model.safetensors", "reward_model/config.json"]
+    found = build.differences(tmp_path)
+    assert "policy/model.safetensors" in found, "changed weights go unnoticed"
+    assert "reward_model/config.json" in found, "a missing file goes unnoticed"
+    assert found == ["policy/model.safetensors", "reward_model/config.json"], (
+        "a file that is the same is said to differ"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +275,9 @@ def adding():
 )
 def test_the_answer_is_the_last_number_of_a_guess_or_a_working(response, answer):
     assert sums.answer_of(response) == answer, f"{response!r} is taken to answer {sums.answer_of(response)}"
-    assert sums.exact_match(["47+85="], [response]) == [float(answer == 132)]
+    assert sums.exact_match(["47+85="], [response]) == [float(answer == 132)], (
+        f"{response!r} is paid for another answer than it gives"
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -245,7 +288,10 @@ def test_the_reward_of_a_sum_is_exact(a, b, wrong, seed):
     right = [sums.working(prompt), f" about {a + b}", f" 1+1=3, {a + b}"]
     said = [f" about {wrong}", sums.guess(prompt, rng), f"{sums.working(prompt)}, {wrong}"]
     assert sums.exact_match([prompt] * 3, right) == [1.0] * 3, "a right answer is not rewarded"
-    assert sums.exact_match([prompt] * 3, said) == [float(wrong == a + b), 0.0, float(wrong == a + b)]
+    paid = sums.exact_match([prompt] * 3, said)
+    assert paid[1] == 0, "a guess that misses the sum is rewarded"
+    assert paid[0] == float(wrong == a + b), "a guess is rewarded for another number than its own"
+    assert paid[2] == float(wrong == a + b), "a right working is rewarded in spite of the wrong number at its end"
 
 
 def test_sums_need_as_many_responses_as_prompts():
@@ -255,8 +301,10 @@ def test_sums_need_as_many_responses_as_prompts():
 
 def test_sums_are_distinct_and_short_enough(adding):
     everything = adding.prompts + adding.heldout_prompts
-    assert len(set(everything)) == len(everything) == sums.PROMPTS + sums.HELDOUT, "a sum is asked twice"
-    assert set(everything) <= set(sums.problems()) and len(sums.problems()) == 90 * 90
+    assert len(set(everything)) == len(everything), "a sum is asked twice, or is both trained on and held out"
+    assert len(everything) == sums.PROMPTS + sums.HELDOUT, "there are other numbers of sums than are promised"
+    assert set(everything) <= set(sums.problems()), "a sum is asked that is none of two numbers from 10 to 99"
+    assert len(sums.problems()) == 90 * 90, "not every sum of two numbers from 10 to 99 is there once"
     longest = max(len(adding.tokenizer(sums.working(problem) + build.EOS).input_ids) for problem in sums.problems())
     assert longest <= PPOConfig().max_new_tokens, f"a whole working has {longest} tokens: it would be cut off"
     assert adding.tokenizer(everything[0]).input_ids + adding.tokenizer(" about 1").input_ids == (
@@ -271,7 +319,8 @@ def test_the_model_of_sums_guesses_mostly_and_works_it_out_now_and_then(adding):
         rollout = sample(adding.model, adding.tokenizer, prompts, PPOConfig().max_new_tokens, generator=stream)
         shares[name] = sum(adding.reward(prompts, rollout.responses)) / len(prompts)
         worked_out = sum("=" in response for response in rollout.responses) / len(prompts)
-        assert 0.08 < worked_out < 0.25, f"{worked_out:.1%} of the sums are worked out"
+        assert worked_out > 0.08, f"only {worked_out:.1%} of the sums are worked out: PPO would seldom see it pay"
+        assert worked_out < 0.25, f"as many as {worked_out:.1%} of the sums are worked out: there is little to learn"
         assert rollout.ended.float().mean() > 0.97, "responses do not end by themselves"
     assert all(0.1 < share < 0.25 for share in shares.values()), f"base rates of right answers: {shares}"
 
