@@ -55,11 +55,18 @@ def test_a_room_imports_only_what_it_stands_on(file):
         assert allowed, f"ppo_lib/{file} imports {module}: {room or 'the ground floor'} does not stand on that room"
 
 
-def test_every_way_to_import_is_seen():
-    source = "import ppo_lib.lab.plots\nfrom ppo_lib import lab\nfrom ..lab import plots\n"
-    source += "def f():\n    from ppo_lib.lab.plots import bars"
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import ppo_lib.lab.plots",
+        "from ppo_lib import lab",
+        "from ..lab import plots",
+        "def f():\n    from ppo_lib.lab.plots import bars",
+    ],
+)
+def test_every_way_to_import_is_seen(source):
     assert {room_of(module) for module in imports(source, "ppo_lib.running")} == {"lab"}, (
-        "an import of the lab is taken for one of another room, or no import is seen"
+        "an import of the lab is taken for one of another room, or not seen"
     )
 
 
