@@ -120,7 +120,7 @@ BUGS = [
         test_rollout.test_sampled_frequencies_follow_the_distribution, "do not follow the distribution"),
     Bug("draws with the global generator", rollout.draw_uniforms, "count, 1, generator=generator",
         "count, 1, generator=None",
-        test_trainer.test_same_seed_same_run_bit_for_bit, "same seed gave other metrics"),
+        test_trainer.test_same_seed_same_run_bit_for_bit, "same seed gave other responses"),
     Bug("critic shares the policy's trunk", models.Critic.from_policy.__func__, "copy.deepcopy(trunk_of(policy))",
         "trunk_of(policy)",
         test_rollout.test_a_new_critic_says_zero_and_shares_no_weights, "critic trains the policy's own weights"),
