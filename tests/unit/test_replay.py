@@ -1,6 +1,7 @@
 """The replay buffer: limits that are never exceeded, sampling that follows its distribution, exact saving."""
 
 import copy
+import math
 from collections import Counter
 
 import pytest
@@ -52,6 +53,7 @@ def test_a_response_comes_back_as_it_went_in():
         assert torch.equal(batch.ref_logprobs[row][batch.mask[row]], rollout.ref_logprobs[original][kept])
         assert batch.scores[row] == rollout.scores[original], "the stored score is not the raw one: KL is baked into it"
         assert batch.ended[row] == rollout.ended[original], "whether a response ended or was cut off is lost"
+    assert torch.equal(batch.logprobs, batch.behaviour_logprobs), "until π_k has spoken the clip is not centred on μ"
     assert batch.ages.tolist() == [1, 1, 1], "the age is not the number of updates since sampling"
     assert batch.advantages is None and batch.rewards is None and batch.values is None, "stale estimates were stored"
 
@@ -156,6 +158,83 @@ def test_a_response_rests_between_two_uses():
     probabilities = replay.probabilities(8)
     assert probabilities.count_nonzero() == 5 and probabilities.sum().item() == pytest.approx(1)
     assert len(replay.sample(7, 8, generator())) == 5, "more are drawn than are ready"
+
+
+def test_what_happens_to_responses_is_counted():
+    replay = buffer(capacity=4, max_reuse=2, staleness_threshold=2)
+    told = {"added": 0, "replayed": 0, "expired": 0, "retired": 0, "evicted": 0}
+    assert replay.statistics(1) == {"replay/size": 0} | {f"replay/{name}": 0 for name in told}, (
+        "an empty buffer reports responses, or leaves out a count"
+    )
+    for version in (1, 2):  # in each three come, one is drawn twice and retires, and the others grow too old
+        replay.add(fresh(3, seed=version), 10 * version)
+        for _ in range(2):
+            replay.sample(3, 10 * version, generator())
+        assert replay.counts["retired"] == 3 * version, "what was used up is not counted as retired, each time anew"
+        replay.add(fresh(6, seed=version), 10 * version)
+        assert replay.counts["evicted"] == 2 * version, "what gave way is not counted as evicted"
+        replay.expire(10 * version + 3)
+        assert replay.counts["expired"] == 4 * version, "what grew too old is not counted as expired, each time anew"
+    assert replay.counts["added"] == 18, "responses that were added are counted wrongly"
+    assert replay.counts["replayed"] == 12, "responses that were replayed are counted wrongly"
+
+
+def test_statistics_by_hand():
+    """Three responses of updates 1, 2 and 4, seen in update 5 with τ = 2; one of them was used in update 5."""
+    replay = buffer(recency=2.0, spacing=1)
+    for version, score in ((1, 0.5), (2, 1.0), (4, 3.0)):
+        rollout = fresh(1, seed=version)
+        rollout.scores = torch.tensor([score])
+        replay.add(rollout, version)
+    weights = torch.tensor([4.0, 3.0, 1.0]).div(-2).exp()
+    shares = weights / weights.sum()
+    told = replay.statistics(5)
+    by_hand = {"size": 3, "age_mean": 8 / 3, "age_max": 4, "reuse_mean": 0, "score_mean": 1.5}
+    by_hand["sampling_entropy"] = (-(shares * shares.log()).sum() / math.log(3)).item()
+    for name, value in by_hand.items():
+        assert told[f"replay/{name}"] == pytest.approx(value), f"replay/{name} is not what it is by hand"
+    replay.sample(2, 5, generator())
+    assert replay.statistics(5)["replay/reuse_mean"] == pytest.approx(2 / 3), "uses are not averaged over all held"
+    assert replay.statistics(5)["replay/sampling_entropy"] == 1.0, "with one that is ready the draw is no draw"
+    replay.sample(1, 5, generator())
+    assert replay.statistics(5)["replay/sampling_entropy"] == 1.0, "with none ready there are no probabilities"
+    assert replay.histograms(5) == {"age": [0, 1, 0, 1, 1], "reuse": [0, 3]}, "ages or uses are counted wrongly"
+
+
+def test_priorities_do_not_depend_on_the_scale_of_scores():
+    found = []
+    for scale in (1.0, 1e-3):
+        replay = buffer(priority_exponent=1.0)
+        replay.add(scored(0, 0, 6), 1)
+        replay.fields["scores"] *= scale
+        found.append(replay.probabilities(2))
+    assert torch.allclose(*found, rtol=1e-2), "what keeps a priority above 0 outweighs small scores"
+
+
+def test_a_buffer_left_to_itself_draws_evenly_and_lets_go_after_four_uses_or_eight_updates():
+    replay = buffer()
+    replay.add(scored(0, 0, 6), 1)
+    assert replay.probabilities(2).tolist() == pytest.approx([1 / 3] * 3), "without settings draws are not even"
+    for uses in range(4):
+        assert len(replay) == 3, f"without settings responses retire after {uses} uses"
+        replay.sample(3, 2, generator())
+    assert len(replay) == 0, "without settings responses do not retire after four uses"
+    replay.add(fresh(1), 1)
+    for update, held in ((9, 1), (10, 0)):
+        replay.expire(update)
+        assert len(replay) == held, "without settings responses do not expire after eight updates"
+
+
+def test_counts_and_tokens_are_kept_as_whole_numbers():
+    """As floats ids above 2²⁴ would be rounded."""
+    for name in ("response_ids", "lengths", "versions", "reuses", "last_used"):
+        assert not buffer().fields[name].dtype.is_floating_point, f"{name} is kept as a rounded number"
+
+
+def test_some_place_is_always_left_to_the_young():
+    assert [kept_for_scores(10, share) for share in (0, 0.25, 0.9, 1)] == [0, 2, 9, 9], (
+        "not so many are kept for their scores as the share says, or all"
+    )
 
 
 def test_no_response_is_drawn_twice_in_a_batch():
