@@ -3,6 +3,7 @@
     python benchmarks/mutants.py run                    every module that computes or promises; goes on where stopped
     python benchmarks/mutants.py run losses replay      these modules
     python benchmarks/mutants.py run --sample 15        fewer of each; prints the survivors and stores nothing
+    python benchmarks/mutants.py run --alive            those again that no test has killed so far, after tests were added
     python benchmarks/mutants.py tables                 the stored tables again, from what was tried (seconds)
     python benchmarks/mutants.py few                    a handful, the same until code changes: what `make test` runs
 
@@ -544,12 +545,15 @@ def tried_before() -> dict[str, dict]:
     return {row["key"]: row for row in map(json.loads, lines)}
 
 
-def run(names: list[str], sample: int | None, seconds: float, copies: list[str]) -> None:
+def run(names: list[str], sample: int | None, seconds: float, copies: list[str], only_alive: bool = False) -> None:
     tests, before = Tests(copies), tried_before()
     warm(sorted(tests.imported))
     planned = [mutant for module in names for mutant in chosen(module, sample)]
     waiting = [
-        each for each in planned if not (each.key in before and still_true(before[each.key], each, tests, seconds))
+        each
+        for each in planned
+        if not (row := before.get(each.key))
+        or not (only_alive and row["killed_by"] or still_true(row, each, tests, seconds))
     ]
     orders = {mutant.key: tests.within(mutant, seconds) for mutant in waiting}
     for mutant in waiting:
@@ -701,11 +705,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("modules", nargs="*", help="names such as losses or worlds/sums; every one by default")
     parser.add_argument("--sample", type=int, help="mutants of a module, the same number of each")
     parser.add_argument("--seconds", type=float, default=40, help="of tests that a mutant meets; 40 by default")
+    parser.add_argument("--alive", action="store_true", help="only those that no test has killed so far")
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_intermixed_args(arguments)
     names = given.modules or modules()
     if given.what == "run":
-        run(names, given.sample, given.seconds, [f"copy{number}" for number in range(given.workers)])
+        run(names, given.sample, given.seconds, [f"copy{number}" for number in range(given.workers)], given.alive)
     elif given.what == "tables":
         tables(names)
     elif survivors := few():
