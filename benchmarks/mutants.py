@@ -3,7 +3,7 @@
     python benchmarks/mutants.py run                    every module that computes or promises; goes on where stopped
     python benchmarks/mutants.py run losses replay      these modules
     python benchmarks/mutants.py run --sample 15        fewer of each; prints the survivors and stores nothing
-    python benchmarks/mutants.py run --alive            those again that no test has killed so far, after tests were added
+    python benchmarks/mutants.py run --alive            those again that no test has killed so far
     python benchmarks/mutants.py tables                 the stored tables again, from what was tried (seconds)
     python benchmarks/mutants.py few                    a handful, the same until code changes: what `make test` runs
 
