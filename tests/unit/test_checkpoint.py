@@ -1,6 +1,7 @@
 """Checkpoints as files: whole or not there, checked, pruned, and never a way to run code."""
 
 import errno
+import hashlib
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ppo_lib.config import PPOConfigV1
 from ppo_lib.models import load_policy
@@ -27,7 +29,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
     shared = torch.arange(6.0)
     saved = {
         "plain": [1, 2.5, "ü\n", True, None, float("inf"), float("-inf"), 2**70, 0.1 + 0.2],
-        "tuples": (1, (2, [3, ()])),
+        "tuples": (1, (2, [3, ()]), torch.tensor([4])),
         "keys": {1: "int", "1": "text", "a/b": {"deep": {}}, "tensor": 3, "dict": {"tuple": 1}},
         "tensors": [shared, shared[2:4], shared.view(2, 3).T, torch.tensor(3), torch.empty(0, 4)],
         "types": [torch.ones(2, dtype=t) for t in (torch.bfloat16, torch.float16, torch.uint8, torch.int64)],
@@ -444,3 +446,48 @@ def test_random_numbers_of_gpus_come_back_where_there_are_as_many(now, restored,
     monkeypatch.setattr(torch.cuda, "device_count", lambda: now)
     checkpoint.set_rng_state(checkpoint.rng_state())
     assert put == restored, "the generators of the GPUs are not restored, or are where there are fewer than then"
+
+
+def test_a_checkpoint_of_today_is_read_by_the_library_of_tomorrow(tmp_path):
+    """The format, written down by hand: whoever changes it loses every run that stopped before."""
+    folder = tmp_path / "update-00000012"
+    folder.mkdir()
+    save_file({"/weights/w": torch.arange(3.0), "/pair/1": torch.tensor(7)}, folder / "tensors.safetensors")
+    (folder / "state.json").write_text(
+        '{"dict": [["number", 12], ["weights", {"dict": [["w", {"tensor": "/weights/w"}]]}], '
+        '["pair", {"tuple": ["\\u00fc", {"tensor": "/pair/1"}]}], ["list", [1, null]]]}',
+        encoding="utf-8",
+    )
+    files = ("tensors.safetensors", "state.json")
+    sums = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in files}
+    (folder / "manifest.json").write_text(json.dumps({"update": 12, "sha256": sums}))
+    try:
+        state, path, _ = load_newest(tmp_path)
+    except KeyError as error:
+        pytest.fail(f"checkpoints that were written before can no longer be read: {error!r}")
+    assert path == folder, "checkpoints that were written before are no longer found, or called broken"
+    assert state["weights"]["w"].tolist() == [0.0, 1.0, 2.0], "tensors in a dict of an earlier checkpoint are lost"
+    assert (state["number"], state["list"], state["pair"]) == (12, [1, None], ("ü", 7)), (
+        "what an earlier checkpoint held comes back otherwise"
+    )
+    written = save_checkpoint(tmp_path / "again", 12, state)
+    for file, content in (("state.json", lambda told: told), ("manifest.json", lambda told: [*json.loads(told)])):
+        mine, expected = (content((place / file).read_text(encoding="utf-8")) for place in (written, folder))
+        assert mine == expected, f"{file} is written in another format, which an earlier version cannot read"
+
+
+def test_where_a_checkpoint_goes_is_made_and_cleared(tmp_path, monkeypatch):
+    """Folders above it; and what a death left behind, which may be held by somebody."""
+    place = tmp_path / "a/b/checkpoints"
+    save_checkpoint(place, 1, state(1))
+    left_over = place / ".writing-update-00000007"
+    left_over.mkdir()
+    save_checkpoint(place, 2, state(2))
+    assert not left_over.exists(), "a half-written checkpoint of a run that died stays for ever"
+    (place / ".writing-update-00000008").mkdir()
+
+    def held(path, **how):
+        raise PermissionError(f"{path} is in use")
+
+    monkeypatch.setattr(os, "rmdir", held)
+    assert save_checkpoint(place, 3, state(3)).is_dir(), "half of an old checkpoint that somebody holds ends the run"

@@ -242,7 +242,7 @@ def test_a_name_with_brackets_is_no_pattern(tmp_path, trainer):
     assert (tmp_path / "a[b]/config.json").exists(), "a model is not saved in a folder with brackets in its name"
 
 
-def test_a_folder_that_cannot_be_flushed_gets_its_checkpoints(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_flushed_gets_its_checkpoints(tmp_path, monkeypatch, caplog):
     """Windows refuses to open a folder."""
     sound = os.open
 
@@ -252,7 +252,10 @@ def test_a_folder_that_cannot_be_flushed_gets_its_checkpoints(tmp_path, monkeypa
         return sound(path, *arguments, **keywords)
 
     monkeypatch.setattr(checkpoint.os, "open", windows)
-    folder = checkpoint.save_checkpoint(tmp_path, 3, {"a": torch.ones(2)})
+    with caplog.at_level("INFO", logger="ppo_lib.running.checkpoint"):
+        folder = checkpoint.save_checkpoint(tmp_path, 3, {"a": torch.ones(2)})
+    said = f"the folder {tmp_path} cannot be flushed ([Errno 13] Permission denied: '{tmp_path}'): a power cut may"
+    assert said in caplog.text, "that a folder cannot be flushed is not said, or not which and why"
     assert checkpoint.load_checkpoint(folder)["a"].tolist() == [1.0, 1.0], (
         "where a folder cannot be flushed, its checkpoint holds other numbers"
     )
