@@ -106,6 +106,7 @@ VALUES = [
     (0.5, -0.5, -2.0, True, "a value that fell too far towards its target"),
     (0.5, 1.5, -2.0, False, "a value that rose away from its target: it must find back"),
     (0.5, -0.5, 2.0, False, "a value that fell away from its target: it must find back"),
+    (0.5, -0.5, 0.0, False, "a value that fell past its target: it must find back"),
     (0.5, 0.6, 2.0, False, "a value that moved less than ε"),
     (0.5, 0.4, -2.0, False, "a value that moved less than ε"),
     (0.5, 0.75, 2.0, False, "a value that moved by ε and no further"),

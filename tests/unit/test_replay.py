@@ -195,6 +195,9 @@ def test_statistics_by_hand():
         assert told[f"replay/{name}"] == pytest.approx(value), f"replay/{name} is not what it is by hand"
     replay.sample(2, 5, generator())
     assert replay.statistics(5)["replay/reuse_mean"] == pytest.approx(2 / 3), "uses are not averaged over all held"
+    two = buffer(recency=2.0)
+    two.add(fresh(1), 1), two.add(fresh(1), 3)
+    assert two.statistics(5)["replay/sampling_entropy"] < 0.9, "with two that are ready the draw is called even"
     assert replay.statistics(5)["replay/sampling_entropy"] == 1.0, "with one that is ready the draw is no draw"
     replay.sample(1, 5, generator())
     assert replay.statistics(5)["replay/sampling_entropy"] == 1.0, "with none ready there are no probabilities"
