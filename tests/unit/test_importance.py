@@ -68,7 +68,9 @@ def test_second_moment_mask_leaves_out_the_furthest():
     twice = torch.tensor([[1.0, 2.0]])
     exactly = (twice[0, 1].log() ** 2 / 2).item()  # the mean of both, as the first has no moment
     assert second_moment_mask(twice, mask[:, :2], exactly).sum() == 2, "a mean of exactly the limit is allowed"
-    assert second_moment_mask(ratios, mask, 100.0).tolist() == [[1.0, 1.0, 1.0, 0.0]]
+    assert second_moment_mask(ratios, mask, 100.0).tolist() == [[1.0, 1.0, 1.0, 0.0]], (
+        "tokens within the limit are left out, or padding counts among them"
+    )
 
 
 def test_padding_does_not_count_in_the_second_moment():
