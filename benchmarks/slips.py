@@ -14,13 +14,24 @@ import json
 from collections import Counter
 
 import yaml
-from mutants import BUILD, FOLDER, Job, Mutant, Statements, Tests, check_unchanged, digest, in_processes, path_of, trial
-from mutants import warm as warm_up
+from mutants import (
+    BUILD,
+    FOLDER,
+    Job,
+    Mutant,
+    Statements,
+    Tests,
+    check_unchanged,
+    digest,
+    in_processes,
+    path_of,
+    trial,
+    warm,
+)
 from record import ROOT, provenance, write_json
 
 SLIPS = ROOT / "tests/mutations/slips.yaml"
 TRIED = BUILD / "slips.json"
-SCORES = ("named", "near", "bare")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +70,7 @@ def main() -> None:
     orders = {name: tests.within(slip, given.seconds) for name, slip in slips.items()}
     keys = {name: digest(slip.text, tests.digest_of(orders[name])) for name, slip in slips.items()}
     waiting = [name for name in slips if before.get(name, {}).get("key") != keys[name]]
-    warm_up(sorted(tests.imported))
+    warm(sorted(tests.imported))
     reached = [name for name in waiting if orders[name]]
     of_modules = {slips[name].module: name for name in reached}.values()
     check_unchanged([Job(slips[name], trial(orders[name])) for name in of_modules], copies)

@@ -62,10 +62,11 @@ def test_the_split_changes_neither_gradient_nor_metrics(lengths, size, seed):
     split_metrics = ppo.accumulate(rows, size)
     assert_same_gradient(ppo, whole, "the gradient depends on the micro-batches")
     for name, value in whole_metrics.items():
-        joined = "joined otherwise than by {} of the parts: it depends on the micro-batches"
-        how = "the sums of squares within (n − 1 each) and between" if name.endswith("_var") else "the tokens"
+        how = (
+            "squares within the parts (n − 1 each) and between them" if name.endswith("_var") else "tokens of the parts"
+        )
         assert split_metrics[name].item() == pytest.approx(value.item(), rel=1e-4, abs=1e-5), (
-            f"{name} is {joined.format(how)}"
+            f"{name} depends on the micro-batches: it is not joined by the {how}"
         )
 
 

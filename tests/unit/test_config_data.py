@@ -13,7 +13,6 @@ import pytest
 from datasets import Dataset
 from torch import Generator
 
-from ppo_lib import config
 from ppo_lib.commands.cli import one_line
 from ppo_lib.config import (
     REPLAY_SETTINGS,
@@ -23,7 +22,7 @@ from ppo_lib.config import (
     described_settings,
     preset_settings,
     write_whole,
-)  # fmt: skip
+)
 from ppo_lib.data import PPODataset, PromptBatches, as_dataset
 from toc import ROOT
 
@@ -252,7 +251,7 @@ def test_the_sizes_of_the_buffer_are_taken_where_they_are_asked_for(tmp_path, mo
     assert not preset_settings("16gb").keys() & REPLAY_SETTINGS, "a run without replay is given a buffer"
     assert preset_settings("16gb", with_replay=True).keys() & REPLAY_SETTINGS, "a run with replay is given no buffer"
     (tmp_path / "7gb.yaml").write_text("batch_size: 2\n")
-    monkeypatch.setattr(config, "PRESETS", tmp_path)
+    monkeypatch.setattr("ppo_lib.config.PRESETS", tmp_path)
     assert preset_settings("7gb", with_replay=True) == {"batch_size": 2}, "a preset needs no part for replay"
 
 

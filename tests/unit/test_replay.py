@@ -162,8 +162,8 @@ def test_a_response_rests_between_two_uses():
 
 def test_what_happens_to_responses_is_counted():
     replay = buffer(capacity=4, max_reuse=2, staleness_threshold=2)
-    told = {"added": 0, "replayed": 0, "expired": 0, "retired": 0, "evicted": 0}
-    assert replay.statistics(1) == {"replay/size": 0} | {f"replay/{name}": 0 for name in told}, (
+    counts = ("added", "replayed", "expired", "retired", "evicted")
+    assert replay.statistics(1) == {"replay/size": 0} | {f"replay/{name}": 0 for name in counts}, (
         "an empty buffer reports responses, or leaves out a count"
     )
     for version in (1, 2):  # in each three come, one is drawn twice and retires, and the others grow too old
