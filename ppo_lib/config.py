@@ -270,6 +270,11 @@ class PPOConfigV1(PPOConfig):
     warmup_updates: Count = 0  # updates over which the learning rate rises to its height
 
     # the update
+    policy_objective: Literal["clip", "regression"] = "clip"  # PPO's, or a pull of each ratio to exp(A/η)
+    regression_scale: PositiveFloat = 0.5  # η of regression: an advantage of η asks for a ratio of e
+    regression_floor: NonNegative = 0.3  # τ of regression, in nats: a token is pushed down by no more
+    cliprange_high: PositiveFloat | None = None  # ε above a ratio of 1; None takes `cliprange` there too
+    critic_warmup: Count = 0  # times the critic alone learns from the first rollout before the policy does
     gradient_accumulation_steps: PositiveInt = 1  # minibatches per optimiser step
     kl_stop: PositiveFloat | None = None  # end an update whose approximate KL to π_old passes this
     max_skipped_steps: PositiveInt = 5  # steps in a row with a NaN or infinite gradient before the run stops
@@ -358,6 +363,10 @@ class ReplayConfig(PPOConfigV1):
     staleness_threshold: PositiveInt = 16  # updates after which a response expires
     replay_anneal: Fraction = 0.0  # last share of the run, in which replay fades to zero
 
+    # how fresh responses are sampled
+    behaviour_temperature: PositiveFloat | None = None  # while scores are low; None samples at `temperature`
+    behaviour_cooling: PositiveFloat = 0.3  # rise of the mean score over which it cools down to `temperature`
+
     # which responses are replayed
     replay_recency: PositiveFloat | None = 4.0  # τ in updates: weight exp(−age/τ); None draws evenly
     replay_priority: NonNegative = 0.0  # α: weight |score − mean score|^α
@@ -403,6 +412,13 @@ class ReplayConfig(PPOConfigV1):
             raise ValueError(
                 f"with `replay_spacing`={self.replay_spacing} a response expires before it may be replayed: lower it, "
                 f"or raise `staleness_threshold`={self.staleness_threshold}"
+            )
+        hot = self.behaviour_temperature
+        if hot is not None and hot <= self.temperature:
+            raise ValueError(f"`behaviour_temperature`={hot} is not above `temperature`={self.temperature}: raise it")
+        if hot is not None and self.correction == "none":
+            raise ValueError(
+                "`correction`='none' takes the hot policy of `behaviour_temperature` for the cool one: set 'decoupled'"
             )
         if self.correction == "decoupled" and self.importance_cap < 1:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The three terms of the PPO loss: pure functions of tensors, each one mean over all response tokens.
+"""The terms of the loss: pure functions of tensors, each one mean over all response tokens.
 
 All tensors are [B, T]; `mask` is true on the sampled tokens. Source of the clipped terms: Schulman et al.
 2017 (arXiv 1707.06347), equation 7; the value clip comes from the baselines implementation of that paper.
@@ -16,7 +16,7 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask
     Args:
         logprobs: log π_θ of the sampled tokens, carries the gradient.
         old_logprobs: log π_old, of the policy that sampled them.
-        cliprange: ε.
+        cliprange: ε; a tensor [B, T] gives each token its own.
     """
     ratio = torch.exp((logprobs - old_logprobs).masked_fill(~mask, 0.0))
     clipped = ratio.clamp(1 - cliprange, 1 + cliprange)
@@ -28,6 +28,35 @@ def clip_fraction(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, ma
     ratio = torch.exp((logprobs - old_logprobs).masked_fill(~mask, 0.0))
     stopped = ((advantages > 0) & (ratio > 1 + cliprange)) | ((advantages < 0) & (ratio < 1 - cliprange))
     return masked_mean(stopped.float(), mask)
+
+
+def regression_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    scale: float,
+    floor: float,
+    weights: Tensor | float = 1.0,
+) -> Tensor:
+    """η/2 · mean over tokens of w (log r − clip(A/η, −τ, 5))²: pulls the ratio r = π_θ / π_old of a token to exp(A/η).
+
+    That is the policy which gains most where each nat of KL(π_θ ‖ π_old) costs η; at r = 1 the gradient is that of the
+    clipped objective. In place of the clip's wall there is a target, whichever policy sampled the token.
+
+    Args:
+        logprobs: log π_θ of the sampled tokens, carries the gradient.
+        old_logprobs: log π_old, of the policy at the start of the update.
+        scale: η, in units of the advantage: A = η asks for a ratio of e.
+        floor: τ, in nats: a token is pushed down by no more.
+        weights: [B, T], what each token counts.
+
+    Source: mirror descent policy optimisation, Tomar et al. 2020 (arXiv 2005.09814); log-ratios as what is regressed
+    on, Gao et al. 2024 (arXiv 2404.16767).
+    """
+    target = (advantages / scale).clamp(-floor, 5.0)
+    error = (logprobs - old_logprobs - target).masked_fill(~mask, 0.0)
+    return 0.5 * scale * masked_mean(weights * error**2, mask)
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange_value: float) -> Tensor:

@@ -313,16 +313,23 @@ class PPOTrainer:
         metrics["eps"] = len(rollout) / (time.perf_counter() - start)
         return metrics, rollout
 
-    def collect(self, prompts: list[str], generator: torch.Generator | None = None) -> Rollout:
-        """Sample `group_size` responses to each prompt from the policy."""
+    def collect(
+        self, prompts: list[str], generator: torch.Generator | None = None, temperature: float | None = None
+    ) -> Rollout:
+        """Sample `group_size` responses to each prompt from the policy, at the run's temperature or at this one."""
         repeated = [prompt for prompt in as_dataset(prompts).prompts for _ in range(self.config.group_size)]
-        return self.respond(repeated, generator or self.generator)
+        return self.respond(repeated, generator or self.generator, temperature=temperature)
 
     def respond(
-        self, prompts: list[str], generator: torch.Generator, greedy: bool = False, tokens: int | None = None
+        self,
+        prompts: list[str],
+        generator: torch.Generator,
+        greedy: bool = False,
+        tokens: int | None = None,
+        temperature: float | None = None,
     ) -> Rollout:
-        """One response of the policy to each prompt, of `max_new_tokens` at most, or of `tokens`."""
-        tokens, temperature = tokens or self.config.max_new_tokens, self.config.temperature
+        """One response of the policy to each prompt: by default of `max_new_tokens`, at the run's temperature."""
+        tokens, temperature = tokens or self.config.max_new_tokens, temperature or self.config.temperature
         models = self.policy, self.tokenizer
         return sample(*models, prompts, tokens, temperature, generator, greedy, decoder=self.decoder)
 
@@ -404,7 +411,7 @@ class PPOTrainer:
         config, mask, old = self.config, minibatch.mask, minibatch.logprobs
         logprobs, entropies, values = self.predictions(minibatch)
         old_values = minibatch.values[:, :-1]
-        policy = policy_loss(logprobs, old, minibatch.advantages, mask, config.cliprange)
+        policy = self.policy_term(logprobs, minibatch)
         value = value_loss(values, old_values, minibatch.returns, mask, config.cliprange_value)
         entropy = masked_mean(entropies, mask)
         loss = policy + config.vf_coef * value - config.entropy_coef * entropy
@@ -415,7 +422,9 @@ class PPOTrainer:
                 "loss/value_avg": value.detach(),
                 "policy/entropy_avg": entropy.detach(),
                 "policy/approxkl_avg": masked_mean(0.5 * (logprobs - old) ** 2, mask),
-                "policy/clipfrac_avg": clip_fraction(logprobs, old, minibatch.advantages, mask, config.cliprange),
+                "policy/clipfrac_avg": clip_fraction(
+                    logprobs, old, minibatch.advantages, mask, self.cliprange(minibatch)
+                ),
                 "val/clipfrac_avg": value_clip_fraction(
                     values, old_values, minibatch.returns, mask, config.cliprange_value
                 ),
@@ -423,6 +432,15 @@ class PPOTrainer:
                 "val/ratio_var": masked_var(ratio, mask),
             }
         return loss, metrics
+
+    def policy_term(self, logprobs: Tensor, minibatch: Rollout) -> Tensor:
+        """The part of the loss that improves the policy: the clipped surrogate. `logprobs` [B, T] are log π_θ."""
+        estimates = minibatch.logprobs, minibatch.advantages, minibatch.mask
+        return policy_loss(logprobs, *estimates, self.cliprange(minibatch))
+
+    def cliprange(self, minibatch: Rollout) -> Any:
+        """ε of the clip: a number, or one for each token, [B, T]."""
+        return self.config.cliprange
 
     def rollout_metrics(self, rollout: Rollout) -> Metrics:
         """Metrics of the rollout itself, before any update, under TRL's names."""

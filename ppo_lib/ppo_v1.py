@@ -1,5 +1,6 @@
 """v1: the loop of v0 with what a long run needs. It adds to v0's methods and copies none."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -12,11 +13,13 @@ from typing import Any
 import torch
 from accelerate.tracking import GeneralTracker, get_available_trackers
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ppo_lib import ppo
 from ppo_lib.config import PPOConfigV1
 from ppo_lib.data import PPODataset, Prompts, as_dataset
+from ppo_lib.losses import regression_loss
 from ppo_lib.ppo import Metrics, as_numbers
 from ppo_lib.rewards import RewardFunction, RewardModel, as_reward
 from ppo_lib.rollout import Rollout
@@ -78,6 +81,7 @@ class PPOTrainer(SmallMemoryTrainer):
         self.skipped_steps = self.skipped_in_a_row = 0
         self.eval_dataset: PPODataset | None = None
         self.run_id = uuid.uuid4().hex
+        self._policy_rests = False
         self.resumed_state: dict | None = None  # what the next `train` goes on from
         if state is not None:
             resume.restore(self, state)
@@ -236,6 +240,23 @@ class PPOTrainer(SmallMemoryTrainer):
             error = min(max(kl / config.kl_target - 1, -0.2), 0.2)
             self.kl_coef *= 1 + error * config.rollout_size / config.kl_horizon
 
+    def update(self, rollout: Rollout) -> Metrics:
+        """v0's; before the run's first one the critic alone learns from the rollout, `critic_warmup` times."""
+        for _ in range(0 if self.history else self.config.critic_warmup):
+            with self.policy_at_rest():
+                super().update(rollout)
+            self.estimate(rollout)
+        return super().update(rollout)
+
+    @contextlib.contextmanager
+    def policy_at_rest(self) -> Iterator[None]:
+        """Within the block optimiser steps move the critic alone."""
+        self._policy_rests = True
+        try:
+            yield
+        finally:
+            self._policy_rests = False
+
     # optimiser steps
 
     def minibatches(self, rollout: Rollout) -> Iterator[Rollout]:
@@ -257,12 +278,28 @@ class PPOTrainer(SmallMemoryTrainer):
         metrics = as_numbers(metrics)
         self._too_far = metrics["policy/approxkl_avg"] > (config.kl_stop or math.inf)
         finite = math.isfinite(metrics["policy/grad_norm"]) and math.isfinite(metrics["val/grad_norm"])
+        if self._policy_rests:
+            self.policy.zero_grad(set_to_none=True)
         if self._too_far:
             self.optimizer.zero_grad(set_to_none=True)  # a step without gradients moves nothing
         if finite or self.accelerator.scaler is not None:  # a scaler leaves steps out itself, and lowers its scale
             self.optimizer.step()
         self.count_skipped(finite)
         return metrics
+
+    def policy_term(self, logprobs: Tensor, minibatch: Rollout) -> Tensor:
+        """v0's, or the one that `policy_objective` names."""
+        config = self.config
+        if config.policy_objective == "clip":
+            return super().policy_term(logprobs, minibatch)
+        estimates = minibatch.logprobs, minibatch.advantages, minibatch.mask
+        weights = getattr(minibatch, "weights", 1.0)  # of a batch with replayed responses
+        return regression_loss(logprobs, *estimates, config.regression_scale, config.regression_floor, weights)
+
+    def cliprange(self, minibatch: Rollout) -> Any:
+        """v0's; upwards, where tokens gain by a higher ratio, it is `cliprange_high`, if that is set."""
+        low, high = self.config.cliprange, self.config.cliprange_high
+        return low if high is None else torch.where(minibatch.advantages > 0, high, low)
 
     def count_skipped(self, finite: bool) -> None:
         """Count a step that was left out for a gradient that is not finite; too many in a row end the run."""

@@ -4,11 +4,13 @@ The clip is centred on π_k, the policy at the start of the update; a truncated 
 the policy that sampled a response. On fresh responses μ = π_k, all weights are 1, and nothing differs from v1.
 """
 
+import dataclasses
 import math
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ppo_lib import ppo_v1
 from ppo_lib.config import ReplayConfig
@@ -17,10 +19,19 @@ from ppo_lib.estimators import token_rewards, whiten
 from ppo_lib.importance import effective_sample_size, importance_ratios, second_moment_mask, vtrace
 from ppo_lib.ppo import Metrics
 from ppo_lib.replay import ReplayBuffer, ReplayRollout
-from ppo_lib.rollout import Rollout, concatenate
+from ppo_lib.rollout import LATER, Rollout, concatenate
 from ppo_lib.running.checkpoint import CheckpointError
 
 __all__ = ["PPODataset", "PPOTrainerWithReplay", "ReplayConfig"]
+
+REMEMBERED = 8  # updates whose mean score says how hot fresh responses are sampled
+
+
+def fresh(rollout: Rollout, behaviour_logprobs: Tensor) -> ReplayRollout:
+    """A rollout of this update, as one that may stand beside earlier ones: of age 0, drawn by nobody."""
+    ages = torch.zeros(len(rollout), dtype=torch.int32, device=behaviour_logprobs.device)
+    weight = torch.ones(len(rollout), device=behaviour_logprobs.device)
+    return ReplayRollout(**vars(rollout), behaviour_logprobs=behaviour_logprobs, ages=ages, sampling_weights=weight)
 
 
 class PPOTrainerWithReplay(ppo_v1.PPOTrainer):
@@ -60,6 +71,29 @@ class PPOTrainerWithReplay(ppo_v1.PPOTrainer):
     def state(self) -> dict:
         return super().state() | {"replay": self.buffer.state_dict(), "totals": self.totals}
 
+    @property
+    def behaviour_temperature(self) -> float:
+        """Of fresh responses: that setting at first, cooling as the mean score of the last updates rises."""
+        config = self.config
+        if not config.use_replay_buffer or config.behaviour_temperature is None:
+            return config.temperature
+        scores = [row["objective/scores"] for row in self.history]
+        risen = math.fsum(scores[-REMEMBERED:]) / len(scores[-REMEMBERED:]) - scores[0] if scores else 0.0
+        heat = min(max(1 - risen / config.behaviour_cooling, 0.0), 1.0)
+        return config.temperature + heat * (config.behaviour_temperature - config.temperature)
+
+    @torch.no_grad()
+    def collect(
+        self, prompts: list[str], generator: torch.Generator | None = None, temperature: float | None = None
+    ) -> Rollout:
+        """v1's, at the behaviour's temperature; where that is another, with the log-probabilities of both policies."""
+        temperature = temperature or self.behaviour_temperature
+        rollout = super().collect(prompts, generator, temperature)
+        if temperature == self.config.temperature:
+            return rollout
+        behaviour, rollout.logprobs = rollout.logprobs, self._in_parts(partial(self.logprobs, self.policy), rollout)
+        return fresh(rollout, behaviour)
+
     def update(self, rollout: Rollout) -> Metrics:
         """v1's update, of the rollout and what is replayed with it; then the rollout goes into the buffer."""
         if not self.config.use_replay_buffer:
@@ -68,6 +102,7 @@ class PPOTrainerWithReplay(ppo_v1.PPOTrainer):
         self.buffer.expire(version)
         statistics = self.buffer.statistics(version)
         batch, seen = self.mix(rollout, version)
+        seen["replay/temperature"] = self.behaviour_temperature
         metrics = super().update(batch)
         self.buffer.add(rollout, version)
         return metrics | statistics | seen | self.efficiency(rollout, batch)
@@ -80,15 +115,11 @@ class PPOTrainerWithReplay(ppo_v1.PPOTrainer):
             replayed, seen = self.refresh(replayed.to(self.device))
         if replayed is None:
             return rollout, seen | {"replay/sampled": 0}
-        fresh = ReplayRollout(
-            **vars(rollout),
-            behaviour_logprobs=rollout.logprobs,
-            ages=torch.zeros_like(rollout.ended, dtype=replayed.ages.dtype),
-            sampling_weights=torch.ones_like(rollout.scores),
-        )
-        for name in ("rewards", "advantages", "returns"):
-            setattr(fresh, name, None)
-        batch = concatenate([fresh, replayed], self.tokenizer.pad_token_id)
+        mixed = dataclasses.replace(
+            rollout if isinstance(rollout, ReplayRollout) else fresh(rollout, rollout.logprobs),
+            rewards=LATER, advantages=LATER, returns=LATER, weights=LATER,
+        )  # fmt: skip
+        batch = concatenate([mixed, replayed], self.tokenizer.pad_token_id)
         self.assign_credit(batch)
         return batch, seen
 
@@ -143,11 +174,13 @@ class PPOTrainerWithReplay(ppo_v1.PPOTrainer):
             lost = (rollout.ages > 0)[:, None] & (rollout.advantages < 0)
             rollout.advantages = rollout.advantages.masked_fill(lost, 0.0)
         rollout.weights = rollout.sampling_weights[:, None].expand_as(ratios)
-        if config.correction == "decoupled":
+        clipped = config.policy_objective == "clip"  # regression asks the same of a token, whoever sampled it
+        if config.correction == "decoupled" and clipped:
             rollout.weights = rollout.weights * ratios.clamp(max=config.importance_cap)
         if config.second_moment_limit:
             rollout.weights = rollout.weights * second_moment_mask(by_token, mask, config.second_moment_limit)
-        rollout.advantages = rollout.advantages * rollout.weights
+        if clipped:
+            rollout.advantages = rollout.advantages * rollout.weights
         if config.correction == "coupled":
             rollout.logprobs = rollout.behaviour_logprobs
 

@@ -25,7 +25,7 @@ class ReplayRollout(Rollout):
     behaviour_logprobs: Tensor = LATER  # [B, T], log μ(a_t), of the policy that sampled
     ages: Tensor = LATER  # [B], updates since sampling; 0 on fresh rows
     sampling_weights: Tensor = LATER  # [B], ω, corrects for prioritised sampling; 1 on fresh rows
-    weights: Tensor = LATER  # [B, T], what the advantages were multiplied by: min(π_k/μ, C) and its like
+    weights: Tensor = LATER  # [B, T], what the advantages (with regression, the squared errors) are multiplied by
 
 
 def most_held(fresh: int, staleness_threshold: int, capacity: int, keep_best: float = 0.0) -> int:
@@ -113,7 +113,7 @@ class ReplayBuffer:
             self.prompts[place] = rollout.prompts[row]
             for name, source in (
                 ("response_ids", rollout.response_ids),
-                ("behaviour_logprobs", rollout.logprobs),
+                ("behaviour_logprobs", getattr(rollout, "behaviour_logprobs", rollout.logprobs)),
                 ("ref_logprobs", rollout.ref_logprobs),
             ):
                 self.fields[name][place] = 0

@@ -139,9 +139,14 @@ class SmallMemoryTrainer(ppo.PPOTrainer):
     # forward passes
 
     def respond(
-        self, prompts: list[str], generator: torch.Generator, greedy: bool = False, tokens: int | None = None
+        self,
+        prompts: list[str],
+        generator: torch.Generator,
+        greedy: bool = False,
+        tokens: int | None = None,
+        temperature: float | None = None,
     ) -> Rollout:
-        tokens, temperature = tokens or self.config.max_new_tokens, self.config.temperature
+        tokens, temperature = tokens or self.config.max_new_tokens, temperature or self.config.temperature
         uniforms = rollouts.draw_uniforms(generator, tokens, len(prompts))  # whatever the parts, the same ones
 
         def work(size: int) -> Rollout:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ppo_lib import importance, ppo
+from ppo_lib import importance, ppo, ppo_v1
 from ppo_lib.ppo_v2 import PPOTrainerWithReplay
 from ppo_lib.replay import ReplayBuffer
 from tests.mutations.test_planted_bugs import Bug, assert_caught_and_named, assert_no_shared_message
@@ -28,14 +28,16 @@ GROW = """self.fields = {name: torch.cat([field, field[:1]]) for name, field in 
     self.prompts.append(None)
     return len(self.prompts) - 1"""
 # At π_θ = π_k these weights leave the loss as it is, but not its gradient.
-LIVE_WEIGHTS = """weights = (logprobs - getattr(minibatch, "behaviour_logprobs", old)).exp()
+LIVE_WEIGHTS = """weights = (logprobs - getattr(minibatch, "behaviour_logprobs", minibatch.logprobs)).exp()
     advantages = minibatch.advantages * weights / weights.detach()
-    policy = policy_loss(logprobs, old, advantages, mask, config.cliprange)"""
+    return policy_loss(logprobs, minibatch.logprobs, advantages, minibatch.mask, self.cliprange(minibatch))"""
 APART = """old = (rollout.ages > 0)[:, None]
         rollout.advantages = whiten(rollout.advantages, mask & old) + whiten(rollout.advantages, mask & ~old)"""
 WHITENED_LAST = """whiten(rollout.weights * vtrace(
         rollout.rewards, rollout.values, mask, rollout.ended, traces, config.gamma, config.lam, config.bootstrap_cut
     )[0], mask)"""
+
+HOT = test_v2.test_hot_responses_are_corrected_like_old_ones
 
 BUGS = [
     # ratios and weights
@@ -56,8 +58,8 @@ BUGS = [
     Bug("π_ref under the ratio", CREDIT, RATIOS,
         " ratios = importance_ratios(rollout.logprobs, rollout.ref_logprobs",
         BY_HAND, "the weights are not π_k over μ"),
-    Bug("π_θ/μ in the loss", ppo.PPOTrainer.loss, "minibatch.mask, minibatch.logprobs",
-        'minibatch.mask, getattr(minibatch, "behaviour_logprobs", minibatch.logprobs)',
+    Bug("π_θ/μ in the loss", ppo.PPOTrainer.policy_term, "minibatch.logprobs",
+        'getattr(minibatch, "behaviour_logprobs", minibatch.logprobs)',
         test_v2.test_loss_and_gradient_of_a_mixed_batch_by_hand, "the ratio in the loss is π_θ/μ"),
     Bug("π_k not recomputed", REFRESH, "self._in_parts(partial(self.logprobs, self.policy), replayed)",
         "replayed.behaviour_logprobs",
@@ -69,9 +71,25 @@ BUGS = [
     Bug("truncation the wrong way", CREDIT, "ratios.clamp(max=config.importance_cap)",
         "ratios.clamp(min=config.importance_cap)",
         BY_HAND, "the truncation goes the wrong way"),
-    Bug("weights with a gradient", ppo.PPOTrainer.loss,
-        "policy = policy_loss(logprobs, old, minibatch.advantages, mask, config.cliprange)", LIVE_WEIGHTS,
+    Bug("weights with a gradient", ppo.PPOTrainer.policy_term,
+        "return policy_loss(logprobs, *estimates, self.cliprange(minibatch))", LIVE_WEIGHTS,
         test_v2.test_loss_and_gradient_of_a_mixed_batch_by_hand, "a gradient flows through the weights"),
+    Bug("importance weights in regression", CREDIT, "if clipped:", "if True:",
+        test_v2.test_regression_asks_the_same_of_a_token_whoever_sampled_it, "importance weights reach the advantages"),
+    Bug("replayed tokens of regression unweighted", ppo_v1.PPOTrainer.policy_term,
+        'getattr(minibatch, "weights", 1.0)', "1.0",
+        test_v2.test_regression_asks_the_same_of_a_token_whoever_sampled_it, "not weighted, or not centred on π_k"),
+    Bug("hot policy at the centre of the clip", PPOTrainerWithReplay.collect,
+        "self._in_parts(partial(self.logprobs, self.policy), rollout)", "rollout.logprobs",
+        HOT, "the centre of the clip is the hot policy"),
+    Bug("hot responses stored as cool ones", ReplayBuffer.add,
+        'getattr(rollout, "behaviour_logprobs", rollout.logprobs)', "rollout.logprobs",
+        HOT, "the buffer takes π_k for the hot sampler"),
+    Bug("heat by the height of the scores", PPOTrainerWithReplay.behaviour_temperature.fget, " - scores[0] if", " if",
+        test_v2.test_sampling_cools_as_scores_rise_from_where_they_began, "cools because scores are high"),
+    Bug("heat by the last score alone", PPOTrainerWithReplay.behaviour_temperature.fget,
+        "math.fsum(scores[-REMEMBERED:]) / len(scores[-REMEMBERED:])", "scores[-1]",
+        test_v2.test_sampling_cools_as_scores_rise_from_where_they_began, "not that of the mean over eight updates"),
     Bug("weights not used", CREDIT, "rollout.advantages = rollout.advantages * rollout.weights", "pass",
         BY_HAND, "the weights never reach the advantages"),
     Bug("whitened after weighting", CREDIT, "rollout.advantages * rollout.weights",

@@ -77,6 +77,7 @@ MEANING = {
     "replay/weight_p99": "the number that 99 % of the c are below",
     "replay/weight_max": "largest c, before it is truncated",
     "replay/truncated": "share of the c above `importance_cap`",
+    "replay/temperature": "temperature at which the fresh responses were sampled",
     "replay/batch_age": "updates since a response was sampled, mean over those replayed",
     "efficiency/generated_tokens": "tokens sampled so far",
     "efficiency/generated_responses": "responses sampled so far",

@@ -366,6 +366,63 @@ def cliprange(begin):
         assert loss == pytest.approx(-sign - 0.35, abs=1e-4), f"the ratio is not clipped at 1 ± `cliprange`, but {loss}"
 
 
+def cliprange_high(begin):
+    trainer = begin(cliprange=0.2, cliprange_high=0.6)
+    batch = credited(trainer)
+    now = trainer.predictions(batch)[0].detach()
+    for sign, expected in ((1, -1.6), (-1, 0.8)):
+        batch.advantages, batch.logprobs = torch.full_like(now, sign), now - sign
+        metrics = trainer.loss(batch)[1]
+        loss = metrics["loss/policy_avg"].item()
+        assert loss == pytest.approx(expected, abs=1e-4), f"the ratio is clipped at {abs(loss)}, not at 1.6 and 0.8"
+        assert metrics["policy/clipfrac_avg"] == 1, "the log does not count as clipped what the loss clips"
+    batch.logprobs, batch.advantages = now - 0.4, torch.ones_like(now)
+    assert trainer.loss(batch)[1]["policy/clipfrac_avg"] == 0, "the log counts e^0.4 as clipped, and the clip is at 1.6"
+
+
+def critic_warmup(begin):
+    for times in (2, 0):
+        trainer = begin(critic_warmup=times, total_episodes=4, num_ppo_epochs=3, learning_rate=1e-2)
+        seen, step, policy = [], trainer.step, [p.detach().clone() for p in trainer.policy.parameters()]
+
+        def watch(minibatch, trainer=trainer, seen=seen, step=step, policy=policy):
+            seen.append((all(map(torch.equal, policy, trainer.policy.parameters())), minibatch.values.clone()))
+            return step(minibatch)
+
+        trainer.step = watch
+        trainer.train(PROMPTS)
+        resting = sum(rests for rests, _ in seen)
+        assert len(seen) == 3 * (times + 1), f"`critic_warmup`={times}, and {len(seen)} steps of 3 a pass are made"
+        assert resting == 3 * times + 1, f"`critic_warmup`={times}, and the policy rests in {resting - 1} of 3 a pass"
+        first, last = seen[0][1], seen[3 * times][1]
+        learned = first.sort(0).values.sub(last.sort(0).values).abs().max() > 1e-3
+        assert learned == bool(times), f"`critic_warmup`={times}: the policy's first step sees other values: {learned}"
+
+
+def regressed(begin, advantage: float, log_ratio: float, **settings) -> float:
+    """The policy's term of the loss where every token has this advantage and this logarithm of its ratio."""
+    trainer = begin(policy_objective="regression", **settings)
+    batch = credited(trainer)
+    now = trainer.predictions(batch)[0].detach()
+    batch.advantages, batch.logprobs = torch.full_like(now, advantage), now - log_ratio
+    return trainer.loss(batch)[1]["loss/policy_avg"].item()
+
+
+def policy_objective(begin):
+    loss = regressed(begin, 1.0, 1.0)
+    assert loss == pytest.approx(0.25, abs=1e-4), f"`policy_objective` is ignored: not ¼ (1 − 1/½)², but {loss}"
+
+
+def regression_scale(begin):
+    loss = regressed(begin, 1.0, 1.0, regression_scale=0.25)
+    assert loss == pytest.approx(0.125 * 9, abs=1e-4), f"`regression_scale` is ignored: not ⅛ (1 − 1/¼)², but {loss}"
+
+
+def regression_floor(begin):
+    loss = regressed(begin, -1.0, 0.0, regression_floor=0.7)
+    assert loss == pytest.approx(0.25 * 0.49, abs=1e-4), f"`regression_floor` is ignored: not ¼ 0.7², but {loss}"
+
+
 def cliprange_value(begin):
     trainer = stirred(begin(cliprange_value=0.35))
     batch = credited(trainer)

@@ -8,6 +8,7 @@ import torch
 
 from ppo_lib.data import as_dataset
 from ppo_lib.importance import importance_ratios
+from ppo_lib.rollout import logprobs_of, response_logits
 from tests.unit.effects import estimated, quick, stirred
 from tests.unit.tiny import PROMPTS
 
@@ -98,6 +99,39 @@ def staleness_threshold(begin):
 def replay_anneal(begin):
     found = numbers(begin(replay_anneal=0.5, total_episodes=24))
     assert found == [0, 4, 4, 3, 1, 0], f"`replay_anneal`=0.5 of 6 updates, and they replay {found}"
+
+
+def heats(trainer, scores) -> list[float]:
+    """The temperature in the log of each update, where `scores` are the mean scores of one after the other."""
+    scores = iter(scores)
+    trainer.reward = lambda prompts, responses: [next(scores)] * len(prompts)
+    return [row["replay/temperature"] for row in quick(trainer).train(PROMPTS)]
+
+
+def behaviour_temperature(begin):
+    trainer = begin(behaviour_temperature=2.0, temperature=0.5, total_episodes=8)
+    rollout = trainer.collect(PROMPTS)
+    hot = trainer.respond(list(rollout.prompts), trainer.generator, temperature=2.0)
+    own = [trainer.logprobs(trainer.policy, rollout), 0.25 * response_logits(trainer.policy, rollout)]
+    same = torch.allclose(rollout.logprobs, own[0], atol=1e-4)
+    assert same, "with `behaviour_temperature` the log-probabilities of an update are not at the run's `temperature`"
+    by_hand = logprobs_of(response_logits(trainer.policy, rollout, 2.0), rollout.response_ids)[rollout.mask]
+    noted = torch.allclose(rollout.behaviour_logprobs[rollout.mask], by_hand, atol=1e-4)
+    assert noted, "fresh responses are not sampled at `behaviour_temperature`, or not noted so"
+    assert hot.responses != rollout.responses, "the test needs random numbers that go on"
+    weights = estimated(trainer).weights
+    assert (weights.max() == 2.0) and (weights != 1).any(), "hot fresh responses are not weighed by π_k/μ"
+    assert heats(trainer, [1, 1]) == [2.0, 2.0], "while scores stay low sampling is not at `behaviour_temperature`"
+    held = trainer.buffer.fields["behaviour_logprobs"][trainer.buffer.held][:4]
+    assert held.shape == (4, 4) and not hasattr(begin().collect(PROMPTS), "behaviour_logprobs"), "cool ones are hot"
+
+
+def behaviour_cooling(begin):
+    trainer = begin(behaviour_temperature=2.0, behaviour_cooling=0.5, total_episodes=20)
+    found = heats(trainer, [-1, -1, -0.4, 2, 2])
+    assert found == pytest.approx([2.0, 2.0, 2.0, 1.6, 1.0]), (
+        f"from −1 mean scores rise by 0, 0.2, 0.9 and more, `behaviour_cooling`=0.5, and temperatures are {found}"
+    )
 
 
 def replay_recency(begin):

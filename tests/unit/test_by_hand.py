@@ -41,6 +41,7 @@ REPLAY = LONGER | dict(
     total_episodes=130, replay_sample_size=17, replay_buffer_size=57, max_replay_reuse=2, staleness_threshold=2,
     replay_anneal=0.4, replay_recency=3.0, replay_priority=0.7, replay_priority_correction=0.6, replay_keep_best=0.1,
     replay_spacing=1, importance_cap=1.1, trace_cap=0.9, min_ess=0.2, max_replay_kl=0.1,
+    behaviour_temperature=0.75, behaviour_cooling=0.9,
 )  # fmt: skip
 # Stage, model family (llama and qwen2 have decoders of our own, gpt2 is sampled by transformers' forward), settings.
 RUNS = {
@@ -54,7 +55,13 @@ SHORT = REPLAY | dict(
 )  # fmt: skip
 CORRECTIONS = {
     "by response": dict(
-        importance_level="sequence", importance_cap=1.3, replay_gains_only=True, replay_spacing=2, replay_sample_size=31
+        importance_level="sequence",
+        importance_cap=1.3,
+        replay_gains_only=True,
+        replay_spacing=2,
+        replay_sample_size=31,
+        behaviour_temperature=1.1,
+        behaviour_cooling=0.3,
     ),
     "coupled": dict(correction="coupled", second_moment_limit=0.01, replay_priority=0.0),
     "none": dict(
@@ -65,6 +72,7 @@ CORRECTIONS = {
         replay_buffer_size=83,
         whiten_advantages=False,
         lora_rank=2,
+        behaviour_temperature=None,
     ),
 }
 

@@ -45,6 +45,7 @@ KINDS = {
     "float32, bfloat16": (["float32", "bfloat16"], {"float16": "'float32' or 'bfloat16'"}),
     "adamw, adamw_8bit": (["adamw", "adamw_8bit"], {"sgd": "'adamw' or 'adamw_8bit'"}),
     "offline, online": (["offline", "online"], {"disabled": "'offline' or 'online'"}),
+    "clip, regression": (["clip", "regression"], {"grpo": "'clip' or 'regression'"}),
     "decoupled, coupled, none": (["decoupled", "coupled", "none"], {"off": "'decoupled', 'coupled' or 'none'"}),
     "token, sequence": (["token", "sequence"], {"response": "'token' or 'sequence'"}),
 }
@@ -52,10 +53,11 @@ SETTINGS = {
     "1, 2, …": "total_episodes batch_size group_size max_new_tokens num_ppo_epochs minibatch_size max_skipped_steps "
     "gradient_accumulation_steps kl_horizon logits_chunk? lora_rank? eval_every early_stopping_patience? save_every "
     "keep_last replay_buffer_size max_replay_reuse staleness_threshold",
-    "0, 1, …": "seed warmup_updates eval_samples replay_sample_size replay_spacing",
+    "0, 1, …": "seed warmup_updates critic_warmup eval_samples replay_sample_size replay_spacing",
     "above 0": "temperature learning_rate max_grad_norm cliprange cliprange_value kl_stop? kl_target? lora_alpha "
-    "replay_recency? importance_cap trace_cap second_moment_limit? max_replay_kl?",
-    "0 and above": "kl_coef vf_coef entropy_coef early_stopping_min_delta replay_priority",
+    "replay_recency? importance_cap trace_cap second_moment_limit? max_replay_kl? regression_scale "
+    "cliprange_high? behaviour_temperature? behaviour_cooling",
+    "0 and above": "kl_coef vf_coef entropy_coef early_stopping_min_delta replay_priority regression_floor",
     "0 to 1": "gamma lam replay_anneal replay_priority_correction replay_keep_best min_ess",
     "a switch": "exact_check whiten_advantages bootstrap_cut activation_checkpointing share_trunk response_logits_only "
     "use_replay_buffer replay_gains_only",
@@ -66,6 +68,7 @@ SETTINGS = {
     "float32, bfloat16": "frozen_dtype",
     "adamw, adamw_8bit": "optimizer",
     "offline, online": "wandb_mode",
+    "clip, regression": "policy_objective",
     "decoupled, coupled, none": "correction",
     "token, sequence": "importance_level",
 }  # a question mark: or null
@@ -137,6 +140,10 @@ RULES = [
      "`replay_spacing`=17 a response expires before it may be replayed: lower it, or raise `staleness_threshold`=16"),
     (ReplayConfig, {"importance_cap": 1.0}, {"importance_cap": math.nextafter(1, 0)},
      "`importance_cap`=.* would take weight from fresh responses too, whose ratio is 1: raise it to 1"),
+    (ReplayConfig, {"behaviour_temperature": math.nextafter(1, 2)}, {"behaviour_temperature": 1.0},
+     "`behaviour_temperature`=1.0 is not above `temperature`=1.0: raise it"),
+    (ReplayConfig, {"behaviour_temperature": 1.4, "correction": "coupled"}, {"correction": "none"},
+     "`correction`='none' takes the hot policy of `behaviour_temperature` for the cool one: set 'decoupled'"),
     (ReplayConfig, {"importance_cap": 0.5, "correction": "coupled"}, {"correction": "decoupled"},
      "`importance_cap`=0.5 would take weight"),
     (ReplayConfig, {"use_replay_buffer": False, "replay_buffer_size": 1, "replay_keep_best": 1.0, "minibatch_size": 8},

@@ -53,6 +53,7 @@ OTHER = dict(
     cliprange_value=0.35, vf_coef=0.6, entropy_coef=0.01,
     train_prompts="train.txt", eval_prompts="held.txt", reward_model="judge", lr_scheduler="StepLR",
     lr_scheduler_kwargs={"step_size": 2, "gamma": 1e-1}, warmup_updates=1, gradient_accumulation_steps=4, kl_stop=0.15,
+    policy_objective="regression", regression_scale=0.7, regression_floor=0.2, cliprange_high=0.55, critic_warmup=2,
     max_skipped_steps=7, kl_target=2.5, kl_horizon=100, mixed_precision="bf16", activation_checkpointing=True,
     share_trunk=True, response_logits_only=True, logits_chunk=11, lora_rank=8, lora_alpha=9.0, frozen_dtype="bfloat16",
     optimizer="adamw_8bit", eval_every=12, eval_samples=1, early_stopping_patience=13, early_stopping_min_delta=0.02,
@@ -60,7 +61,8 @@ OTHER = dict(
     use_replay_buffer=False, replay_buffer_size=500, replay_sample_size=17, max_replay_reuse=18, staleness_threshold=19,
     replay_anneal=0.25, replay_recency=None, replay_priority=0.45, replay_priority_correction=0.5, replay_spacing=10,
     replay_keep_best=0.55, correction="coupled", importance_level="sequence", importance_cap=3.5, trace_cap=0.65,
-    replay_gains_only=True, second_moment_limit=0.75, min_ess=0.85, max_replay_kl=0.95,
+    behaviour_temperature=1.45, behaviour_cooling=0.65, replay_gains_only=True, second_moment_limit=0.75, min_ess=0.85,
+    max_replay_kl=0.95,
 )  # fmt: skip
 
 

@@ -5,7 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppo_lib.losses import clip_fraction, entropy_of, policy_loss, value_clip_fraction, value_loss
+from ppo_lib.losses import (
+    clip_fraction,
+    entropy_of,
+    policy_loss,
+    regression_loss,
+    value_clip_fraction,
+    value_loss,
+)
 
 ONE = torch.ones(1, 1, dtype=torch.bool)
 
@@ -77,6 +84,73 @@ def test_policy_gradient_against_finite_differences():
     assert (-free.grad).tolist() == pytest.approx(numeric, abs=1e-6), "the policy gradient differs from ∇E[A]"
 
 
+# Three actions: the policy at the start of the update, advantages whose best answer is a distribution, and η.
+OLD, ETA = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64), 0.5
+GAINS = torch.tensor([-0.1, 0.2, 0.4], dtype=torch.float64)
+BEST = OLD * (GAINS / ETA).exp() / (OLD * (GAINS / ETA).exp()).sum()  # where each nat of KL to OLD costs η
+CENTRED = ETA * (BEST / OLD).log()  # the same advantages, measured from their soft mean
+
+
+def regressed(logits, sampled_by, gains, eta=ETA, floor=9.0):
+    """The expected loss over the three actions, enumerated, and its gradient."""
+    theta = logits.clone().requires_grad_()
+    logprobs = torch.log_softmax(theta, 0)
+    terms = [
+        share * regression_loss(logprobs[a].view(1, 1), OLD.log()[a].view(1, 1), gains[a].view(1, 1), ONE, eta, floor)
+        for a, share in enumerate(sampled_by)
+    ]
+    loss = torch.stack(terms).sum()
+    return loss, torch.autograd.grad(loss, theta)[0]
+
+
+@pytest.mark.parametrize("sampled_by", [OLD, torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64)])
+def test_regression_ends_at_the_best_policy_whoever_sampled(sampled_by):
+    """π* ∝ π_k exp(A/η), by descent from π_k, on what π_k sampled and on what another policy did."""
+    logits = OLD.log().clone()
+    for _ in range(3000):
+        logits = logits - 0.5 * regressed(logits, sampled_by, CENTRED)[1]
+    learned = torch.softmax(logits, 0).tolist()
+    assert learned == pytest.approx(BEST.tolist(), abs=1e-4), "regression does not end at π_k exp(A/η), normalised"
+
+
+def test_regression_stays_at_the_best_policy_whatever_is_added_to_the_advantages():
+    """On its own samples: a constant moves no gradient, as no baseline does."""
+    _, gradient = regressed(BEST.log(), BEST, GAINS)
+    assert gradient.abs().max() < 1e-12, "the gradient at π_k exp(A/η), normalised, is not 0 on its own samples"
+
+
+def test_the_first_step_of_regression_is_that_of_the_policy_gradient():
+    theta = OLD.log().clone().requires_grad_()
+    (-(torch.softmax(theta, 0) * GAINS).sum()).backward()
+    _, gradient = regressed(OLD.log(), OLD, GAINS)
+    assert torch.allclose(gradient, theta.grad), "at r = 1 the gradient of regression is not −A ∇log π"
+
+
+@pytest.mark.parametrize(
+    ("advantage", "target", "mistake"),
+    [
+        (0.1, 0.2, "the target of log r is not A/η"),
+        (-9.0, -0.3, "a token to be avoided is pushed down by more than τ"),
+        (9.0, 5.0, "a token is pulled up by more than 5 nats"),
+    ],
+)
+def test_what_regression_aims_at(advantage, target, mistake):
+    loss = regression_loss(one(target), one(0.0), one(advantage), ONE, 0.5, 0.3).item()
+    assert loss == pytest.approx(0.0, abs=1e-12), mistake
+    loss = regression_loss(one(target + 2.0), one(0.0), one(advantage), ONE, 0.5, 0.3).item()
+    assert loss == pytest.approx(0.5 * 0.5 * 4), "the loss is not η/2 times the squared distance to the target"
+
+
+def test_regression_is_one_weighted_mean_over_all_tokens():
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    log_ratios = torch.tensor([[1.0, 1.0, 1.0], [3.0, 99.0, 99.0]])
+    weights = torch.tensor([[0.0, 1.0, 1.0], [2.0, 99.0, 99.0]])
+    zeros = torch.zeros(2, 3)
+    arguments = log_ratios, zeros, zeros, mask, 1.0, 0.3
+    assert regression_loss(*arguments).item() == pytest.approx(0.5 * 12 / 4), "not one mean over all response tokens"
+    assert regression_loss(*arguments, weights).item() == pytest.approx(0.5 * 20 / 4), "tokens do not count w"
+
+
 def test_loss_is_one_mean_over_all_tokens():
     """A long and a short response: each token counts the same, not each response."""
     mask = torch.tensor([[True, True, True], [True, False, False]])
@@ -144,6 +218,7 @@ def test_padding_and_order_change_neither_loss_nor_gradient(seed, extra):
     def total(new, old, adv, val, old_val, ret, mask):
         new, val = new.clone().requires_grad_(), val.clone().requires_grad_()
         loss = policy_loss(new, old, adv, mask, 0.2) + value_loss(val, old_val, ret, mask, 0.2)
+        loss = loss + regression_loss(new, old, adv, mask, 0.5, 0.3)
         loss.backward()
         return loss.item(), new.grad, val.grad
 

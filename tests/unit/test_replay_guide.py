@@ -96,7 +96,9 @@ def test_sizes_of_the_buffer_are_fixed_and_other_settings_are_not(tmp_path):
 
 
 def test_the_comparison_counts_the_settings():
-    assert len(REPLAY_SETTINGS) == 19, "v2 adds other than nineteen settings: the comparison of versions is out of date"
-    assert "Nineteen settings more" in (toc.ROOT / "book/versions_compared.md").read_text("utf8"), (
-        "the comparison of versions does not say that v2 adds nineteen settings"
+    assert len(REPLAY_SETTINGS) == 21, (
+        "v2 adds other than twenty-one settings: the comparison of versions is out of date"
+    )
+    assert "Twenty-one settings more" in (toc.ROOT / "book/versions_compared.md").read_text("utf8"), (
+        "the comparison of versions does not say that v2 adds twenty-one settings"
     )

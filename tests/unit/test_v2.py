@@ -11,7 +11,7 @@ import toc
 from ppo_lib import ppo_v1
 from ppo_lib.config import PPOConfigV1, ReplayConfig
 from ppo_lib.estimators import token_rewards, whiten
-from ppo_lib.importance import effective_sample_size, importance_ratios, vtrace
+from ppo_lib.importance import effective_sample_size, importance_ratios, second_moment_mask, vtrace
 from ppo_lib.ppo_v2 import PPOTrainerWithReplay
 from ppo_lib.rollout import concatenate, logprobs_of
 from ppo_lib.running.checkpoint import CheckpointError
@@ -228,6 +228,29 @@ def test_the_uncorrected_variants(correction, centre):
         assert not torch.allclose(batch.logprobs[old], batch.behaviour_logprobs[old]), "π_k was not recomputed"
 
 
+def test_regression_asks_the_same_of_a_token_whoever_sampled_it():
+    settings = dict(learning_rate=5e-3, second_moment_limit=1e-4, replay_priority=0.5)
+    ppo, rollout, version = after(3, policy_objective="regression", **settings)
+    batch, _ = ppo.mix(rollout, version)
+    old, config, mask = batch.ages > 0, ppo.config, batch.mask
+    ratios = importance_ratios(batch.logprobs, batch.behaviour_logprobs, mask)
+    credit, _ = vtrace(
+        batch.rewards, batch.values, mask, batch.ended, ratios.clamp(max=config.trace_cap), config.gamma, config.lam
+    )
+    assert torch.equal(batch.advantages, whiten(credit, mask)), "importance weights reach the advantages of regression"
+    kept = second_moment_mask(ratios, mask, config.second_moment_limit)
+    assert not kept[old][mask[old]].all() and batch.sampling_weights.min() < 1, "the test needs both kinds of weights"
+    expected = batch.sampling_weights[:, None] * kept
+    assert torch.equal(batch.weights, expected), "regression does not weigh tokens by ω and by what is left out"
+    now = ppo.predictions(batch)[0].detach()
+    target = (batch.advantages / config.regression_scale).clamp(-config.regression_floor, 5)
+    by_hand = 0.5 * config.regression_scale * (batch.weights * (now - batch.logprobs - target) ** 2)[mask].mean()
+    loss = ppo.loss(batch)[1]["loss/policy_avg"].item()
+    assert loss == pytest.approx(by_hand.item(), rel=1e-4), (
+        "the loss of a mixed batch is not weighted, or not centred on π_k"
+    )
+
+
 def test_advantages_move_with_the_critic():
     ppo, rollout, version = after(2)
     state = ppo.generator.get_state(), ppo.buffer.state_dict()
@@ -411,3 +434,39 @@ def test_a_size_that_fits_in_memory_is_kept_on_resume(tmp_path):
     ppo.train(PROMPTS)
     resumed = trainer(output_dir=str(tmp_path / "run"), minibatch_size=8, resume_from_checkpoint=True, total_episodes=8)
     assert resumed.forward_batch.size == 1, "a resumed run tries again what did not fit in memory"
+
+
+def test_hot_responses_are_corrected_like_old_ones():
+    ppo, _, version = after(2, behaviour_temperature=1.5, behaviour_cooling=1.0, importance_cap=1.2)
+    ppo.history = [row | {"objective/scores": float(number)} for number, row in enumerate(ppo.history)]
+    rollout = ppo.collect(PROMPTS)
+    ppo.score(rollout)
+    ppo.estimate(rollout)
+    mask, heat = rollout.mask, 1.25
+    with torch.no_grad():
+        logits = ppo.logits(ppo.policy, rollout)
+    hot, cool = (logprobs_of(logits / t, rollout.response_ids)[mask] for t in (heat, 1.0))
+    assert torch.allclose(rollout.logprobs[mask], cool, atol=1e-3), "the centre of the clip is the hot policy"
+    assert torch.allclose(rollout.behaviour_logprobs[mask], hot, atol=1e-3), "not the hot policy is noted as sampler"
+    weights = (cool - hot).exp().clamp(max=1.2)
+    assert torch.allclose(rollout.weights[mask], weights, atol=1e-3), "hot fresh responses are not weighed by π_k/μ"
+    ppo.update(rollout)
+    held = ppo.buffer.fields["versions"] == version
+    width = mask.shape[1]
+    stored = ppo.buffer.fields["behaviour_logprobs"][held, :width]
+    order = [ppo.buffer.prompts[place] for place in held.nonzero().flatten().tolist()]
+    assert order == rollout.prompts, "the test reads the buffer's rows in the order of the rollout"
+    assert torch.allclose(stored[mask], rollout.behaviour_logprobs[mask]), "the buffer takes π_k for the hot sampler"
+
+
+def test_sampling_cools_as_scores_rise_from_where_they_began():
+    ppo = trainer(behaviour_temperature=1.5, behaviour_cooling=0.5)
+    assert ppo.behaviour_temperature == 1.5, "the first responses are not sampled at `behaviour_temperature`"
+    ppo.history = [{"objective/scores": 3.0}] * 9
+    assert ppo.behaviour_temperature == 1.5, "sampling cools because scores are high, and not because they rose"
+    ppo.history = ppo.history + [{"objective/scores": 5.0}]
+    assert ppo.behaviour_temperature == pytest.approx(1.25), "the rise is not that of the mean over eight updates"
+    ppo.history = ppo.history + [{"objective/scores": 5.0}] * 4
+    assert ppo.behaviour_temperature == 1.0, "sampling does not end at `temperature`"
+    ppo.history = ppo.history + [{"objective/scores": -9.0}] * 8
+    assert ppo.behaviour_temperature == 1.5, "sampling is hotter than `behaviour_temperature`"

@@ -152,17 +152,25 @@ class Twin:
             self.prompts_left = []
         original(dataset)
 
-    def respond(self, original, prompts, generator, greedy=False, tokens=None):
+    @property
+    def heat(self) -> float:
+        """The temperature at which the next fresh responses are sampled."""
+        cool, scores = self.settings.temperature, [row["objective/scores"] for row in self.history]
+        hot = getattr(self.settings, "behaviour_temperature", None) or cool
+        risen = mean(scores[-8:]) - scores[0] if scores else 0.0
+        return cool + (hot - cool) * min(1.0, max(0.0, 1 - risen / getattr(self.settings, "behaviour_cooling", 1.0)))
+
+    def respond(self, original, prompts, generator, greedy=False, tokens=None, temperature=None):
         chance = generator.get_state()
-        rollout = original(prompts, generator, greedy, tokens)
+        rollout = original(prompts, generator, greedy, tokens, temperature)
         self.responded = [*self.responded[-1:], (rollout, chance)]
         self.after = generator.get_state()
         return rollout
 
-    def read_drawn(self, rollout, chance: torch.Tensor | None) -> list[Response]:
+    def read_drawn(self, rollout, chance: torch.Tensor | None, heat: float | None = None) -> list[Response]:
         """`read`, where each token was drawn by the random numbers of a generator in state `chance`; greedily if None.
 
-        A token is drawn where its number falls in the policy's distribution.
+        A token is drawn where its number falls in the policy's distribution, at the run's temperature or at `heat`.
         """
         responses = self.read(rollout)
         if chance is not None:
@@ -170,7 +178,7 @@ class Twin:
             uniforms = torch.rand(size, generator=generator, dtype=torch.float64)
         for i, response in enumerate(responses):
             with torch.no_grad():
-                logits = by_hand.logits_of(self.policy, response) / self.settings.temperature
+                logits = by_hand.logits_of(self.policy, response) / (heat or self.settings.temperature)
             shares = torch.softmax(logits, dim=-1)
             for t, token in enumerate(response.tokens):
                 if chance is None and logits[t].max() - logits[t, token] > 1e-4:
@@ -187,7 +195,7 @@ class Twin:
     def estimate(self, original, rollout) -> None:
         original(rollout)
         self.load()
-        self.fresh = self.batch = self.read_drawn(*self.responded[-1])
+        self.fresh = self.batch = self.read_drawn(*self.responded[-1], self.heat)
         generator = torch.Generator().set_state(self.responded[-1][1])
         torch.rand(max(map(len, self.fresh)), len(self.fresh), dtype=torch.float64, generator=generator)
         if not torch.equal(generator.get_state(), self.after):
@@ -198,10 +206,18 @@ class Twin:
             if not close(rollout.scores[i].item(), response.score):
                 self.fail(f"the score of response {i} is {rollout.scores[i]:.6g}, its text's is {response.score:.6g}")
         self.see(self.fresh)
+        hot, cap = self.heat > self.settings.temperature, None
         for response in self.fresh:
             response.behaviour = response.logprobs
+            if hot:
+                response.behaviour = by_hand.predictions(self.policy, response, self.heat)[0].tolist()
         self.check("objective/kl_coef", self.trainer.kl_coef, self.beta, " when rewards are assigned")
-        by_hand.assign_credit(self.fresh, self.settings, self.beta)
+        if hot:
+            self.check_tokens("behaviour_logprobs", rollout.behaviour_logprobs, self.fresh, "behaviour")
+            cap = self.settings.trace_cap if self.settings.correction == "decoupled" else None
+        by_hand.assign_credit(self.fresh, self.settings, self.beta, cap)
+        if hot:
+            by_hand.weigh(self.fresh, self.settings, self.number)
         for name in ("logprobs", "ref_logprobs", "values", "rewards", "returns", "advantages"):
             self.check_tokens(name, getattr(rollout, name), self.fresh)
         self.expected = by_hand.rollout_metrics(self.fresh, self.beta) | {"eps": self.rollout_size / TICK}
@@ -467,4 +483,5 @@ class Twin:
             for name in ("values", "rewards", "returns", "weights", "advantages", "logprobs"):
                 self.check_tokens(name, getattr(batch, name), self.batch)
         self.expected |= expected | self.buffer.efficiency(self.fresh, self.batch)
+        self.expected |= {"replay/temperature": self.heat}
         return batch, seen
