@@ -139,18 +139,20 @@ FAMILIES = {
 }
 
 
-def train(task: Task, family: str, settings: dict, seed: int) -> list[dict]:
-    """One run: a row for each evaluation, the first before any update."""
+def train(
+    task: Task, family: str, settings: dict, seed: int, every: int | None = None, meter: type = Meter
+) -> list[dict]:
+    """One run: a row for each evaluation, the first before any update; they are EVERY responses apart, or `every`."""
     torch.set_num_threads(1)
     world = worlds.load(task.world)
     settings = {"total_episodes": task.episodes, "seed": seed, "device": "cpu", "response_logits_only": True} | settings
     rollout = settings["batch_size"] * settings.get("group_size", 1)
-    trainer_class = type(FAMILIES[family].__name__, (Meter, FAMILIES[family]), {})
+    trainer_class = type(FAMILIES[family].__name__, (meter, FAMILIES[family]), {})
     trainer = trainer_class(
         task.world,
         reviews.load_reward_model() if task.proxy else world.reward,
         eval_reward=world.reward,
-        eval_every=EVERY // rollout,
+        eval_every=max((every or EVERY) // rollout, 1),
         eval_samples=0,
         **settings,
     )
@@ -309,11 +311,11 @@ def work(job: tuple) -> tuple[tuple, list[dict]]:
     return key, train(TASKS[task_name], family, settings | {"total_episodes": episodes}, seed)
 
 
-def in_parallel(jobs: list[tuple], workers: int):
-    """The results of `work`, as they come."""
+def in_parallel(jobs: list[tuple], workers: int, by=None):
+    """The results of `work`, or of another function, as they come."""
     os.environ |= {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=16) as pool:
-        for done, (key, curve) in enumerate(pool.imap_unordered(work, jobs), 1):
+        for done, (key, curve) in enumerate(pool.imap_unordered(by or work, jobs), 1):
             print(f"{done}/{len(jobs)} {key}: last objective {curve[-1]['objective']:.3f}", flush=True)
             yield key, curve
 

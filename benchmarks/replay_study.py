@@ -1,0 +1,252 @@
+"""Replay against the strongest on-policy PPO that a search finds: the second study, by a protocol written before it.
+
+    python benchmarks/replay_study.py tune       # successive halving of both families' settings, on tuning seeds
+    python benchmarks/replay_study.py run        # the best of each, frozen, on seeds that chose nothing
+    python benchmarks/replay_study.py analyse    # every table from the stored runs, in seconds
+
+The protocol is `replay_study.md`, beside this file. `tune` and `run` add each finished run to a file and go on where
+they were stopped; a run's random numbers are of its task, arm and seed, so no two arms share a draw of luck.
+"""
+
+import argparse
+import itertools
+import json
+import random
+import statistics
+import time
+import zlib
+from collections.abc import Iterator
+
+import sample_efficiency
+import torch
+from record import RESULTS, Curves, add_line, provenance, read_lines, write_json
+from sample_efficiency import COLUMNS, TASKS, Meter, Task, in_parallel, stored
+
+from ppo_lib.estimators import kl_k1
+from ppo_lib.ppo import Metrics
+from ppo_lib.rewards import score_responses
+from ppo_lib.rollout import Rollout
+
+FOLDER = RESULTS / "replay_study"
+FAMILIES = ("ppo", "replay")
+EVERY = {"tuning": 16, "report": 8}  # generated responses between evaluations, or a rollout, if that is more
+# Successive halving: so many settings stay, each with all seeds up to this one.
+ROUNDS = ((40, 1), (12, 3), (4, 8))
+SEEDS = tuple(range(200, 220))
+MORE_SEEDS = {"sparse": tuple(range(200, 230))}
+# Arm → whose settings. The last two are controls: the same settings on other random numbers.
+ARMS = {"ppo": "ppo", "replay": "replay", "twin": "ppo", "reshuffle": "replay"}
+
+
+class Judge(Meter):
+    """A `Meter` whose evaluations are sampled at temperature 1, whatever the run's own is, and cost nothing."""
+
+    def evaluate_at(self, update: int) -> Metrics:
+        start, heat = time.process_time(), self.config.temperature
+        self.config.temperature = 1.0
+        with self.uncounted(), torch.no_grad():
+            rollout = self.respond(self.eval_dataset.prompts, torch.Generator().manual_seed(self.config.seed))
+            scores = score_responses(self.eval_reward, rollout.prompts, rollout.responses)
+            kl = kl_k1(rollout.logprobs, self.reference_logprobs(rollout)).masked_fill(~rollout.mask, 0.0)
+        self.config.temperature = heat
+        self.judging += time.process_time() - start
+        metrics = {
+            "eval/score": scores.mean().item(),
+            "eval/kl": kl.sum(dim=1).mean().item(),
+            "eval/entropy": -rollout.logprobs.masked_fill(~rollout.mask, 0.0).sum(dim=1).mean().item(),
+        }
+        self.evaluations.append({"update": update, **metrics})
+        return metrics
+
+    judging = 0.0
+
+    def train_step(self, prompts: list[str]) -> tuple[Metrics, Rollout]:
+        self.judging = 0.0
+        made = super().train_step(prompts)
+        self.cost["cpu"] -= self.judging
+        return made
+
+
+def train(task: Task, family: str, settings: dict, luck: str, every: int) -> list[dict]:
+    """One run: a row for each evaluation. Its random numbers are those of `luck`, a text."""
+    return sample_efficiency.train(task, family, settings, zlib.crc32(luck.encode()), every, Judge)
+
+
+# The space that both families are tried in, and what replay has besides. A value that comes twice is drawn as often.
+SHARED = {
+    "num_ppo_epochs": (1, 2, 4, 8),
+    "batch_size": (8, 16, 32),
+    "parts": (1, 2),  # optimiser steps of a pass
+    "lam": (0.95, 1.0),
+    "whiten_advantages": (True, False),
+    "cliprange": (0.2, 0.3),
+    "cliprange_high": (None, 0.4),
+    "kl_stop": (None, 0.02, 0.1),
+    "lr_scheduler": ("constant", "linear"),
+    "critic_warmup": (0, 4),
+    "policy_objective": ("clip", "regression"),
+    "regression_scale": (0.25, 0.5, 1.0),
+    "regression_floor": (0.2, 0.3),
+    "heat": (None, None, 1.2, 1.4),  # PPO: `temperature`; replay: `behaviour_temperature`
+}
+OF_REPLAY = {
+    "times": (1, 3, 7),  # replayed responses for each fresh one
+    "replay_recency": (2.0, 8.0, None),
+    "replay_keep_best": (0.0, 0.05),
+    "max_replay_reuse": (2, 8),
+    "replay_gains_only": (False, True),
+    "replay_spacing": (0, 3),
+    "min_ess": (0.0, 0.1),
+}
+# What was seen to be good before: the best of the first study's tuning, and the trials that led to this one.
+EARLIER = 4  # settings of the first study's tuning, the best of the family
+REGRESSION = {"policy_objective": "regression", "regression_floor": 0.3}
+TRIALS = {
+    "ppo": (
+        {"kl_stop": 0.05}, {"lr_scheduler": "linear"}, REGRESSION | {"regression_scale": 0.5},
+        REGRESSION | {"regression_scale": 1.0}, {"critic_warmup": 4}, {"cliprange_high": 0.4},
+    ),
+    "replay": (
+        REGRESSION | {"regression_scale": 0.5, "replay_gains_only": False, "replay_spacing": 0},
+        REGRESSION | {"regression_scale": 1.0, "replay_gains_only": False, "replay_spacing": 0},
+        REGRESSION | {"regression_scale": 0.5, "behaviour_temperature": 1.4},
+        REGRESSION | {"regression_scale": 0.25, "batch_size": 8, "replay_sample_size": 24, "minibatch_size": 32,
+                      "max_replay_reuse": 8},
+        {"behaviour_temperature": 1.4}, {"lr_scheduler": "linear"},
+    ),
+}  # fmt: skip
+
+
+def candidates(name: str, family: str) -> list[dict]:
+    """The settings that enter the first round on a task: earlier good ones, changes to the best of them, and draws."""
+    known = earlier(name, family)
+    found = [*known, *(known[0] | change for change in TRIALS[family])]
+    for settings in draws(TASKS[name], family, random.Random(f"{name} {family}")):
+        if len(found) == ROUNDS[0][0]:
+            return found
+        if settings not in found:
+            found.append(settings)
+    raise AssertionError("draws have no end")
+
+
+def earlier(name: str, family: str) -> list[dict]:
+    """The best settings of the first study's tuning, by their mean over all of its tuning seeds."""
+    means: dict[str, list[float]] = {}
+    for row in read_lines(sample_efficiency.FOLDER / "tuning.jsonl"):
+        if (row["task"], row["family"]) == (name, family):
+            means.setdefault(json.dumps(row["settings"]), []).append(row["mean"])
+    whole = {key: statistics.fmean(found) for key, found in means.items() if len(found) == 3}
+    return [json.loads(key) for key in sorted(whole, key=whole.__getitem__, reverse=True)[:EARLIER]]
+
+
+def draws(task: Task, family: str, chance: random.Random) -> Iterator[dict]:
+    """Points of the space, at random; those that make no update are left out."""
+    rates = (task.learning_rates[0] / 2, *task.learning_rates, task.learning_rates[-1] * 2)
+    space = SHARED | {"learning_rate": rates} | (OF_REPLAY if family == "replay" else {})
+    while True:
+        point = {name: chance.choice(values) for name, values in space.items()}
+        heat, times, parts = point.pop("heat"), point.pop("times", 0), point.pop("parts")
+        fresh = point["batch_size"]
+        if (1 + times) * fresh > 128:
+            continue
+        point["minibatch_size"] = (1 + times) * fresh // parts
+        if family == "replay":
+            point |= {"replay_sample_size": times * fresh, "behaviour_temperature": heat}
+        elif heat:
+            point["temperature"] = heat
+        if point["policy_objective"] == "clip":
+            del point["regression_scale"], point["regression_floor"]
+        else:
+            del point["cliprange"], point["cliprange_high"]
+        yield point
+
+
+def means_of(rows: list[dict], seeds: int) -> dict[str, float]:
+    """Settings, as JSON → their mean objective over the first `seeds` seeds; those that ran on all of them."""
+    found: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if row["seed"] <= seeds:
+            found.setdefault(json.dumps(row["settings"]), {})[row["seed"]] = row["mean"]
+    return {key: statistics.fmean(by_seed.values()) for key, by_seed in found.items() if len(by_seed) == seeds}
+
+
+def survivors(rows: list[dict], number: int, seeds: int) -> list[dict]:
+    """The best `number` of those that ran on the first `seeds` seeds, the best first."""
+    means = means_of(rows, seeds)
+    return [json.loads(key) for key in sorted(means, key=means.__getitem__, reverse=True)[:number]]
+
+
+def tune(arguments) -> None:
+    path, before = FOLDER / "tuning.jsonl", 0
+    names = [name for name in arguments.tasks if not TASKS[name].tuned_on]
+    for number, seeds in ROUNDS:
+        tried, jobs = read_lines(path), []
+        for name, family in itertools.product(names, FAMILIES):
+            mine = [row for row in tried if (row["task"], row["family"]) == (name, family)]
+            settings = survivors(mine, number, before) if before else candidates(name, family)
+            done = {(json.dumps(row["settings"]), row["seed"]) for row in mine}
+            for one, seed in itertools.product(settings, range(1, seeds + 1)):
+                if (json.dumps(one), seed) not in done:
+                    jobs.append(((name, family, json.dumps(one), seed), name, family, one, seed, "tuning"))
+        random.Random(0).shuffle(jobs)  # whatever is slow or busy falls on all families alike
+        for (name, family, settings, seed), curve in in_parallel(jobs, arguments.workers, work):
+            row = {"task": name, "family": family, "seed": seed}
+            row |= {"mean": round(statistics.fmean(r["objective"] for r in curve), 4), "tokens": curve[-1]["tokens"]}
+            row |= {"end": round(curve[-1]["objective"], 3), "cpu": round(curve[-1]["cpu"], 1)}
+            add_line(path, row | {"settings": json.loads(settings)})
+        before = seeds
+    freeze(read_lines(path))
+
+
+def work(job: tuple) -> tuple[tuple, list[dict]]:
+    """A job in a worker process: (key, task name, family, settings, seed, stage) → its key and curve."""
+    key, name, family, settings, seed, stage = job
+    task = TASKS[name]
+    episodes = task.episodes if stage == "report" else task.tuning_episodes
+    luck = f"{stage} {name} {key[1]} {seed}"  # in a report `key[1]` is the arm
+    return key, train(task, family, settings | {"total_episodes": episodes}, luck, EVERY[stage])
+
+
+def freeze(rows: list[dict]) -> None:
+    """Write down, for each task and family, the settings with the best mean over all tuning seeds."""
+    chosen: dict[str, dict] = {}
+    for name, family in sorted({(row["task"], row["family"]) for row in rows}):
+        mine = [row for row in rows if (row["task"], row["family"]) == (name, family)]
+        best = survivors(mine, 1, ROUNDS[-1][1])
+        if best:
+            mean = means_of(mine, ROUNDS[-1][1])[json.dumps(best[0])]
+            chosen.setdefault(name, {})[family] = {"settings": best[0], "mean": round(mean, 4), "runs": len(mine)}
+    write_json(FOLDER / "frozen.json", {"chosen": chosen, **provenance("scipy")})
+
+
+def settings_of(name: str, arm: str) -> tuple[str, dict]:
+    """Family and settings of an arm on a task."""
+    frozen = json.loads((FOLDER / "frozen.json").read_text("utf8"))["chosen"]
+    family = ARMS[arm]
+    return family, frozen[TASKS[name].tuned_on or name][family]["settings"]
+
+
+def run(arguments) -> None:
+    """Every arm on the report seeds; a curve is added to curves.csv as soon as its run is over."""
+    keys = [(n, arm, s) for n in arguments.tasks for s in MORE_SEEDS.get(n, SEEDS) for arm in ARMS]
+    keys.sort(key=lambda key: key[2])  # so that what is stopped has the first seeds of all
+    curves, jobs = Curves(FOLDER / "curves.csv", ("task", "arm", "seed"), COLUMNS), []
+    for key in curves.lacking(keys):
+        jobs.append((key, key[0], *settings_of(*key[:2]), key[2], "report"))
+    for key, curve in in_parallel(jobs, arguments.workers, work):
+        curves.add(key, map(stored, curve))
+    write_json(FOLDER / "runs.json", provenance("scipy"))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = {"tune": tune, "run": run}
+    parser.add_argument("command", choices=commands)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args(argv)
+    commands[arguments.command](arguments)
+
+
+if __name__ == "__main__":
+    main()
