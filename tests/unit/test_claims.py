@@ -86,3 +86,25 @@ def test_a_models_path_bounds_what_a_batch_changes_and_not_what_a_temperature_ch
     assert bound < (together - together / 1.01).abs().max(), (
         "the bound is too wide: a temperature of 1.01 goes unnoticed"
     )
+
+
+@pytest.mark.parametrize(
+    ("seen", "lesson", "said"),
+    [
+        ("", "", "Expected: it rises.\nYour run came out otherwise.\n"),
+        (0, "", "Expected: it rises.\nYour run: 0\n"),
+        (1.5, "Look again.", "Expected: it rises.\nYour run: 1.5\nLook again.\n"),
+    ],
+)
+def test_what_is_not_known_is_not_said(monkeypatch, capsys, seen, lesson, said):
+    monkeypatch.delenv("PPO_BOOK_STRICT", raising=False)
+    expect(False, "it rises.", seen=seen, **({"lesson": lesson} if lesson else {}))
+    assert capsys.readouterr().out == said, "a reader is told more or less than is known of the run"
+
+
+def test_long_claims_are_folded_into_a_notebooks_width(monkeypatch, capsys):
+    monkeypatch.delenv("PPO_BOOK_STRICT", raising=False)
+    expect(False, " ".join(["word"] * 40), seen="x " * 49 + "y" * 9)  # "Your run: " and this are beyond 100 characters
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) == 99, f"lines of {max(map(len, lines))} characters"  # 10 + 18 words of 5, or the like
+    assert [line[:3] for line in lines] == ["Exp", "   ", "   ", "You", "   "], "what goes on is not set in"

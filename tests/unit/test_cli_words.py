@@ -37,6 +37,10 @@ def folder(tmp_path_factory):
     (folder / "broken.py").write_text("1 / 0\n")
     (folder / "empty").mkdir()
     (folder / "begun").mkdir()
+    for place in ("kept/model", "weights", "checked/checkpoints/update-00000001"):
+        (folder / place).mkdir(parents=True)
+    for place in ("kept/model", "weights"):
+        (folder / place / "config.json").write_text("{}")
     (folder / "begun/metrics.jsonl").write_text('{"update": 0, "episode": 0, "eval/score": 1.0}\n')
     with pytest.MonkeyPatch.context() as here:
         here.chdir(folder)
@@ -157,6 +161,15 @@ def test_a_checkpoint_may_go_on_in_a_folder_of_its_own(work, capsys):
         ("resume runs/frist", "there is no whole checkpoint in runs/frist: no such folder; did you mean runs/first?"),
         ("resume empty", "name the `output_dir` of a run"),
         ("resume runs", "it holds the runs first: name one of them"),
+        (
+            "resume kept",
+            "there is no whole checkpoint in kept/checkpoints: the run kept no checkpoints (v0 keeps none); "
+            "begin another from its weights: python -m ppo_lib train --set model=kept/model",
+        ),
+        (
+            "resume weights",
+            "it holds saved weights; begin a run from them: python -m ppo_lib train --set model=weights\n",
+        ),
         ("resume run.yaml", "it is a file, not a folder; a run is begun with: python -m ppo_lib train run.yaml"),
         ("resume runs/first/model", "or go on with their run: python -m ppo_lib resume runs/first"),
         ("resume runs/first/checkpoints/update-3", f"did you mean runs/first/checkpoints/{name_of(3)}?"),
@@ -170,7 +183,18 @@ def test_a_checkpoint_may_go_on_in_a_folder_of_its_own(work, capsys):
         ("plot begun", "there is nothing to plot in begun: no update is logged yet"),
         ("plot runs/first -o nowhere/a.html", "--output nowhere/a.html: there is no folder nowhere"),
         ("train rum.yaml", "there is no file of settings 'rum.yaml': did you mean run.yaml?"),
-        ("train runs/first", "is a folder, and a YAML file of settings is needed; to go on with its run: "),
+        (
+            "train runs/first",
+            "is a folder, and a YAML file of settings is needed; to go on with its run: python -m "
+            "ppo_lib resume runs/first\n",
+        ),
+        ("train begun", "a YAML file of settings is needed; to go on with its run: python -m ppo_lib resume begun\n"),
+        ("train weights", "a YAML file of settings is needed; to train that model: --set model=weights\n"),
+        (
+            "train run.yaml --set output_dir=begun",
+            "`output_dir`='begun' holds an earlier run: go on with it by python -m "
+            "ppo_lib resume begun, or choose another",
+        ),
         ("train reviews", "did you mean --set model=reviews?"),
         ("train 16gb", "did you mean --preset 16gb?"),
         ("train run.yaml --set output_dir=held.txt", "held.txt is a file; choose a folder"),
@@ -547,3 +571,21 @@ def test_bars_of_transformers_stay_away_and_as_the_user_set_them(shown, tmp_path
     )
     world.model.save_pretrained(tmp_path / "b")
     assert ("Writing model shards" in drawn.getvalue()) is shown, "bars of other saves are the user's own"
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("kept", Path("kept/model")), ("weights", Path("weights")), ("runs/first", Path("runs/first")),
+     ("runs/first/checkpoints", Path("runs/first")), (f"runs/first/checkpoints/{name_of(2)}", None), ("sums", "sums"),
+     ("somebody/some-model", "somebody/some-model")],
+)  # fmt: skip
+def test_what_is_judged_is_the_model_that_a_name_means(work, name, place):
+    assert places.to_judge(name) == (Path(name) if place is None else place), f"{name} is taken for another model"
+
+
+def test_a_checkpoint_is_known_by_its_name_and_by_its_manifest(work, tmp_path):
+    (tmp_path / "copied").mkdir()
+    (tmp_path / "copied" / places.MANIFEST).write_text("{}")
+    known = [places.is_checkpoint(path) for path in (tmp_path / "copied", Path("checked/checkpoints/update-00000001"))]
+    assert known == [True, True], "a copied or a broken checkpoint is not known for one"
+    assert not places.is_checkpoint(work / "empty"), "any folder is taken for a checkpoint"

@@ -31,6 +31,7 @@ from ppo_lib.rewards import score_responses
 from ppo_lib.running import checkpoint
 from ppo_lib.running.evaluation import evaluate
 from tests.unit.tiny import byte_tokenizer, tiny_policy
+from toc import ROOT
 
 SMALL = dict(total_episodes=16, batch_size=4, minibatch_size=4, max_new_tokens=4, num_ppo_epochs=1, device="cpu")
 PROMPTS = ["The film was", "I think", "We saw", "My brother"]
@@ -414,3 +415,29 @@ def test_a_reward_file_with_an_error_leaves_nothing_behind(rewards):
     with pytest.raises(ZeroDivisionError):
         reward_function(f"{rewards}/broken_reward.py:reward")
     assert "broken_reward" not in sys.modules, "a reward file that failed stays in sys.modules, half read"
+
+
+# the door of each module
+
+
+def test_what_a_module_offers_is_there():
+    names = sorted(path.relative_to(ROOT).with_suffix("").parts for path in (ROOT / "ppo_lib").rglob("*.py"))
+    for parts in names:
+        if parts[-1] == "__main__":
+            continue
+        name = ".".join(parts).removesuffix(".__init__")
+        module = importlib.import_module(name)
+        if hasattr(module, "__all__"):
+            missing = [word for word in list(module.__all__) if not hasattr(module, word)]
+            assert not missing, f"`from {name} import *` fails: it has no {missing}"
+
+
+def test_the_version_is_the_installed_ones_and_bitsandbytes_is_quiet():
+    import logging
+    from importlib.metadata import version
+
+    import ppo_lib
+
+    assert ppo_lib.__version__ == version("ppo_lib"), "another version is installed than the library says"
+    assert logging.getLogger("bitsandbytes").level == logging.ERROR, "bitsandbytes complains to whoever imports ppo_lib"
+    assert logging.getLogger().level != logging.ERROR, "the warnings of all libraries are silenced"

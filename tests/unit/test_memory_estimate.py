@@ -7,13 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from ppo_lib.commands import memory_estimate, plan, timing
 from ppo_lib.commands.memory_estimate import MODELS, ShapesOnly, estimate_memory, memory_by_moment
 from ppo_lib.config import PRESETS, PPOConfigV1, ReplayConfig
 from ppo_lib.lab.stored import __file__ as stored
 from ppo_lib.ppo_v1 import PPOTrainer
+from tests.unit.tiny import byte_tokenizer, tiny_policy
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
 TINY = LlamaConfig(vocab_size=1000, num_hidden_layers=2, tie_word_embeddings=True, **SIZES)
@@ -237,3 +238,151 @@ def test_the_time_of_an_evaluation_is_that_of_all_its_prompts(monkeypatch):
     took = timing._evaluation(trainer, list("abcdefghij"))
     assert seen == list("abcd"), "an evaluation is timed on more or fewer prompts than are answered at a time"
     assert took == 3.0 * 10 / 4, "the time of a part of the prompts is not scaled to all of them"
+
+
+# what a plan is made from
+
+
+def test_a_model_is_here_where_nothing_is_downloaded_for_it(tmp_path, monkeypatch):
+    asked = {"somebody/whole": "model.safetensors", "somebody/in-parts": "model.safetensors.index.json"}
+
+    def cached(name, file):
+        return "/somewhere" if asked.get(name) == file else None
+
+    monkeypatch.setattr(timing, "try_to_load_from_cache", cached)
+    monkeypatch.setattr(timing.smollm2, "converted_place", lambda: tmp_path / "converted")
+    found = {name: timing.is_here(name) for name in ("reviews", str(tmp_path), *asked, "somebody/else", "smollm2")}
+    assert found == {
+        "reviews": True, str(tmp_path): True, "somebody/whole": True, "somebody/in-parts": True,
+        "somebody/else": False, "smollm2": False,
+    }, f"what is on this machine is taken to be: {found}"  # fmt: skip
+    asked[timing.smollm2.HUB_ID] = "model.safetensors"
+    assert timing.is_here("smollm2"), "SmolLM2's weights are in the hub's cache, and said to be elsewhere"
+    del asked[timing.smollm2.HUB_ID]
+    (tmp_path / "converted").mkdir()
+    assert timing.is_here("smollm2"), "SmolLM2 was converted before, and is said to be elsewhere"
+
+
+def length(prompts, responses):
+    return [float(len(response)) for response in responses]
+
+
+@pytest.mark.parametrize(
+    ("config", "reward", "heldout", "said"),
+    [
+        (PPOConfigV1(report_to=["tensorboard"], output_dir="out", total_episodes=320), None, ["a"],
+         "about 41 s: 10 updates of 2 s and 3 evaluations of 7 s; an estimate"),
+        (ReplayConfig(total_episodes=320), length, None, "about 80 s: 40 updates of 2 s; an estimate"),
+        (PPOConfigV1(model="somebody/else", total_episodes=320), None, None,
+         "about 20 s: 10 updates of 2 s; an estimate from one measured update on this machine (cpu), without saving, "
+         "and without a reward, which is still to be named"),
+        (PPOConfigV1(model="somebody/else", total_episodes=320, reward_model="judge"), None, None, "without saving"),
+        (PPOConfigV1(model="somebody/else", total_episodes=320), length, None, "without saving"),
+    ],
+)  # fmt: skip
+def test_what_is_timed_is_the_run_that_was_asked_for(config, reward, heldout, said, monkeypatch):
+    made, named = [], []
+
+    def stand_in(stage):
+        def make(model, judge, config):
+            made.append((stage, model, judge, config))
+            return SimpleNamespace(prepare=lambda data: made.append(data.prompts), device=torch.device("cpu"))
+
+        return make
+
+    monkeypatch.setattr(timing, "PPOTrainer", stand_in("v1"))
+    monkeypatch.setattr(timing, "PPOTrainerWithReplay", stand_in("v2"))
+    monkeypatch.setattr(timing, "reward_of", lambda config, words: named.append(words) or "named in the settings")
+    monkeypatch.setattr(timing, "prompts_of", lambda config: (["a", "b"], heldout))
+    monkeypatch.setattr(timing, "_update", lambda trainer: 2.0)
+    monkeypatch.setattr(timing, "_evaluation", lambda trainer, prompts: 7.0)
+    told = timing._measured(config, reward)
+    (stage, model, judge, used), prompts = made
+    assert told.startswith(said) if said.startswith("about") else told.endswith(said), f"it is told otherwise: {told}"
+    assert stage == ("v2" if isinstance(config, ReplayConfig) else "v1"), "another stage is timed"
+    assert (model, prompts) == (None, ["a", "b"]), "not the settings' model or prompts are timed"
+    assert used.output_dir is None and not used.report_to, "what is timed writes or logs"
+    if reward:
+        assert judge is length and not named, "another reward is timed than the one that was given"
+    elif config.reward_model or config.model == "reviews":
+        assert judge == "named in the settings" and named == [None], "not the reward of the settings is timed"
+    else:
+        assert judge(["p", "q"], ["r", "s"]) == [0.0, 0.0], "without a reward responses are not scored 0"
+
+
+def test_an_update_that_took_long_is_not_made_twice(monkeypatch):
+    times = iter([60.0])
+    stand_in = SimpleNamespace(prepare=lambda data: None, device=torch.device("cpu"))
+    monkeypatch.setattr(timing, "PPOTrainer", lambda *_, config: stand_in)
+    monkeypatch.setattr(timing, "prompts_of", lambda config: (["a"], None))
+    monkeypatch.setattr(timing, "_update", lambda trainer: next(times))
+    assert "1 updates of 60 s" in timing._measured(PPOConfigV1(total_episodes=32), length), (
+        "a long update is made again"
+    )
+    times = iter([59.0, 40.0])
+    assert "1 updates of 40 s" in timing._measured(PPOConfigV1(total_episodes=32), length), "a warm-up is the estimate"
+
+
+def test_a_plan_counts_the_longest_prompt_of_all(tmp_path, monkeypatch):
+    model = tiny_policy()
+    model.save_pretrained(tmp_path)
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "prompts.txt").write_text("ab\nabcd\n")
+    (tmp_path / "held.txt").write_text("abcdefghi\nx\n")
+    sizes = dict(model=str(tmp_path), train_prompts=str(tmp_path / "prompts.txt"), max_new_tokens=4)
+    tokens = len(tokenizer("abcd")["input_ids"]), len(tokenizer("abcdefghi")["input_ids"])
+    config, prompts, heldout, longest = plan.inputs_of(PPOConfigV1(**sizes))
+    assert (config.hidden_size, prompts, heldout) == (model.config.hidden_size, ["ab", "abcd"], None)
+    assert longest == tokens[0], f"the longest prompt has {tokens[0]} tokens, and the plan says {longest}"
+    both = PPOConfigV1(**sizes, eval_prompts=str(tmp_path / "held.txt"))
+    assert plan.inputs_of(both)[3] == tokens[1], "the longest of all prompts may be a held-out one"
+    nothing = dict.fromkeys(plan.PARTS, 0)
+    monkeypatch.setattr(plan, "memory_by_moment", lambda config, model, prompt: {"now": nothing | {"weights": prompt}})
+    text, peak = plan.plan(both)
+    assert f"2 to train on, 2 held out; the longest has {tokens[1]} tokens" in text, "the plan tells of other prompts"
+    assert peak == tokens[1], "memory is reckoned for prompts of another length"
+    monkeypatch.setattr(plan.worlds, "load", lambda name: pytest.fail("a plan converts or downloads a model"))
+    text, peak = plan.plan(PPOConfigV1(model="smollm2"))
+    assert peak == plan.ASSUMED_PROMPT == 64, "memory is reckoned for other prompts than the plan says"
+    assert "the world's to train on, the world's held out; the longest is taken to have 64 tokens" in text, (
+        "the plan of a world that is not loaded says what it cannot know"
+    )
+    assert re.search(r"^  policy +134,515,008 weights, float32; 134,515,008 are trained$", text, re.M), (
+        "the policy is counted otherwise than SmolLM2-135M's published size, or its type is told otherwise"
+    )
+
+
+def test_the_memory_of_a_plan_is_a_table():
+    rows = {part: 10**9 * (number + 1) for number, part in enumerate(plan.PARTS)}
+    table = plan.memory_table({"sampling": rows, "forward": rows | {"logits": 0}})
+    head, *lines = table
+    assert head.split() == ["memory", "sampling", "forward"], f"the head of the table is {head!r}"
+    titles = ["weights of policy and critic", "reference", "gradients", "optimiser", "activations", "logits",
+              "key-value cache", "together"]  # fmt: skip
+    for number, (title, line) in enumerate(zip(titles, lines, strict=False)):
+        both = [f"{number + 1}.00 GB"] * 2 if title != "logits" else ["6.00 GB", "0.0 MB"]
+        expected = both if title != "together" else ["28.00 GB", "22.00 GB"]
+        assert line.startswith(f"  {title} ") and re.findall(r"[\d.]+ [GM]B", line) == expected, (
+            f"the table says {line!r}"
+        )
+        assert len(line) == len(head), "the columns do not stand below their heads"
+    assert table[-1].startswith("peak: 28.00 GB (sampling), without a reward model"), "another moment is the peak"
+
+
+def test_sizes_of_known_models_are_those_that_were_published():
+    """Weights as the models' cards give them, and the bytes that a token takes in the key-value cache."""
+    known = {
+        "SmolLM2-135M": (134_515_008, 2 * 30 * 3 * 64), "Qwen2.5-0.5B": (494_032_768, 2 * 24 * 2 * 64),
+        "Llama-3.2-1B": (1_235_814_400, 2 * 16 * 8 * 64), "Llama-3.2-3B": (3_212_749_824, 2 * 28 * 8 * 128),
+    }  # fmt: skip
+    assert known.keys() == memory_estimate.MODELS.keys(), "a model is known without its published size"
+    for name, (weights, cache) in known.items():
+        model = memory_estimate.MODELS[name]
+        with torch.device("meta"):
+            counted = AutoModelForCausalLM.from_config(model).num_parameters()
+        assert counted == weights, f"{name} has {counted:,} weights, and {weights:,} are published"
+        size = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
+        held = 2 * model.num_hidden_layers * model.num_key_value_heads * size
+        assert held == cache, f"{name} keeps {held} numbers a token, and {cache} follow from its published sizes"

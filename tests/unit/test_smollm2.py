@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from ppo_lib.rollout import encode_prompts, sample
 from ppo_lib.worlds import smollm2, smollm2_convert
@@ -273,3 +274,103 @@ def test_importing_the_library_needs_no_extra():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]", f"importing the library imported packages of the extra: {done.stdout}"
+
+
+# --- a small model, written as the GGUF format says and read again
+
+NAMES_IN_GGUF = {
+    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
+
+
+def interleaved(weight, heads):
+    """Rows as rotary embeddings pair them in a GGUF file: 0, d/2, 1, d/2 + 1, … of each head's d."""
+    size = weight.shape[0] // heads
+    order = [head * size + half * (size // 2) + i for head in range(heads) for i in range(size // 2) for half in (0, 1)]
+    return weight[order]
+
+
+def written_as_gguf(path, model, tokens, pre="smollm"):
+    gguf = pytest.importorskip("gguf")
+    config, writer = model.config, gguf.GGUFWriter(path, "llama")
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
+    writer.add_token_merges(["a b"])
+    for number, name in enumerate(("bos", "eos", "pad", "unk")):
+        getattr(writer, f"add_{name}_token_id")(number)
+    writer.add_chat_template("{{ messages }}")
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    for name, weight in model.model.state_dict().items():
+        _, _, rest = name.partition("layers.")
+        layer, _, inner = rest.partition(".")
+        part = NAMES_IN_GGUF.get(inner.removesuffix(".weight"))
+        place = f"blk.{layer}.{part}.weight" if part else {"embed_tokens.weight": "token_embd.weight"}.get(name)
+        array = (interleaved(weight, heads[part]) if part in heads else weight).numpy()
+        writer.add_tensor(place or "output_norm.weight", array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture
+def tiny_llama():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=7, hidden_size=24, intermediate_size=20, num_hidden_layers=2, num_attention_heads=3,
+        num_key_value_heads=1, max_position_embeddings=48, rms_norm_eps=2**-10, tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 5000.0}, bos_token_id=0, eos_token_id=1, pad_token_id=2,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():  # the norms' too
+            weight.normal_()
+    return model
+
+
+def test_a_model_that_is_written_as_gguf_is_read_as_it_was(tiny_llama, tmp_path):
+    tokens = ["<|start|>", "<|end|>", "<|pad|>", "<|unknown|>", "a", "b", "ab"]
+    written_as_gguf(tmp_path / "tiny.gguf", tiny_llama, tokens)
+    (tmp_path / "there").mkdir()
+    smollm2_convert.convert(tmp_path / "tiny.gguf", tmp_path / "there")
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "there")
+    assert type(read) is LlamaForCausalLM and read.dtype == torch.float32, "not a Llama in 32-bit floats"
+    for name in (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "rope_parameters",
+        "bos_token_id", "eos_token_id", "pad_token_id",
+    ):  # fmt: skip
+        mine, expected = getattr(read.config, name), getattr(tiny_llama.config, name)
+        assert mine == expected, f"`{name}` is read as {mine}, and {expected} was written"
+        if name.endswith("token_id"):
+            generates = getattr(read.generation_config, name)
+            assert generates == expected, f"`{name}` of generation is {generates}, and {expected} was written"
+    for name, weight in tiny_llama.state_dict().items():
+        assert torch.equal(read.state_dict()[name], weight), f"{name} is read otherwise than it was written"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "there")
+    special = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token]
+    assert special == tokens[:4], f"the special tokens are {special}"
+    assert tokenizer("<|end|>ab")["input_ids"] == [1, 6], "a merge or a special token is lost"
+    assert (tokenizer.model_max_length, tokenizer.padding_side) == (48, "left"), "not the model's room, or padded right"
+    assert tokenizer.chat_template == "{{ messages }}", "the chat template is lost"
+
+
+def test_a_file_of_another_tokenizer_is_refused(tiny_llama, tmp_path):
+    written_as_gguf(tmp_path / "other.gguf", tiny_llama, list("abcdefg"), pre="llama-bpe")
+    with pytest.raises(
+        ValueError, match="other.gguf holds a llama model with tokenizer 'llama-bpe': it is not SmolLM2"
+    ):
+        smollm2_convert.convert(tmp_path / "other.gguf", tmp_path)

@@ -338,3 +338,86 @@ def test_the_files_of_sums_are_compared_with_a_rebuild(tmp_path):
     weights = tmp_path / "sums" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert build.differences(tmp_path) == ["sums/model.safetensors"], "changed weights of `sums` go unnoticed"
+
+
+TWO = ["The film was slow.", "I loved it, all of it."]
+
+
+def test_what_a_world_is_built_from_is_learned(monkeypatch):
+    """In a hundred steps: two texts by heart, their end included, and nothing of the padding behind the shorter one."""
+    monkeypatch.setattr(build, "POLICY_BATCH", 8)
+    tokenizer = reviews.load_tokenizer()
+    model = build.build_policy(tokenizer, TWO, steps=100)
+    assert not model.training and model.num_parameters() == reviews.load_policy_model().num_parameters()
+    ends = model.generation_config.eos_token_id, model.generation_config.pad_token_id
+    assert ends == (tokenizer.eos_token_id, tokenizer.pad_token_id), "generation does not know EOS and padding"
+    rollout = sample(model, tokenizer, ["The", "I"] * 8, 24, greedy=True)
+    texts = {prompt + response for prompt, response in zip(rollout.prompts, rollout.responses, strict=True)}
+    assert texts == set(TWO) and rollout.ended.all(), f"the two texts are not learned to their end, but {texts}"
+    with torch.no_grad():
+        ids = torch.tensor([[*tokenizer(TWO[0])["input_ids"], tokenizer.eos_token_id]])
+        after = torch.softmax(model(input_ids=ids).logits[0, -1], -1)[tokenizer.pad_token_id].item()
+    assert after < 0.5, "padding is learned as if it were text"
+
+
+def test_a_proxy_learns_what_it_is_shown_and_stays_near_0(monkeypatch):
+    monkeypatch.setattr(build, "PROXY_BATCH", 16)
+    tokenizer = reviews.load_tokenizer()
+    pairs = [("The film", f" was {good}.", f" was {bad}.") for good in ("superb", "great", "a delight", "moving")
+             for bad in ("slow", "dull", "a mess", "awful")] * 16  # fmt: skip
+    model = build.build_proxy(tokenizer, pairs)
+    assert not model.training, "a proxy is left in training mode"
+    with torch.no_grad():
+        chosen, rejected = build.score_pairs(model, tokenizer, pairs[:16])
+        [alone], _ = build.score_pairs(model, tokenizer, pairs[:1])
+    assert (chosen > rejected + 1).all(), "a proxy does not tell apart what it was shown 48 times"
+    assert torch.allclose(chosen[0], alone, atol=1e-4), "a score depends on the texts beside it"
+    middle = torch.cat([chosen, rejected]).mean().abs().item()
+    assert middle < 0.5 * (chosen - rejected).mean().item(), f"scores lie around {middle:.1f}, and not around 0"
+
+
+def test_a_world_is_built_of_three_parts_and_compared(monkeypatch, tmp_path, capsys):
+    made, asked = [], []
+    model = reviews.load_policy_model()
+
+    def policy(tokenizer, corpus, steps=build.POLICY_STEPS):
+        made.append((len(corpus), steps))
+        return model
+
+    def proxy(tokenizer, pairs):
+        made.append(len(pairs))
+        return reviews.load_reward_model().model
+
+    monkeypatch.setattr(build, "CORPUS_SIZE", 2000)
+    monkeypatch.setattr(build, "PROBLEMS", 30)
+    monkeypatch.setattr(build, "PAIRS", 20)
+    monkeypatch.setattr(build, "build_policy", policy)
+    monkeypatch.setattr(build, "build_proxy", proxy)
+    monkeypatch.setattr(build, "report", lambda *parts: asked.append(parts))
+    monkeypatch.setattr(build, "report_sums", lambda *parts: asked.append(parts))
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    try:
+        build.build(tmp_path)
+        assert torch.get_num_threads() == 1 and torch.are_deterministic_algorithms_enabled(), "two builds may differ"
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(strict)
+    assert made == [(2000, build.POLICY_STEPS), 20, (30, build.SUMS_STEPS)], f"other parts are built: {made}"
+    assert {path.parent.name for path in tmp_path.glob("*/model.safetensors")} == set(build.FOLDERS), "a part is lost"
+    assert (tmp_path / "policy/tokenizer.json").exists(), "the tokenizer is not saved beside the policy"
+    assert [len(parts) for parts in asked] == [3, 2], "what was built is not reported"
+    for words, message in ((["--check"], "differ from the shipped ones: policy/config.json, "), ([], None)):
+        monkeypatch.setattr("sys.argv", ["build", *words])
+        where = []
+        monkeypatch.setattr(build, "build", lambda folder, where=where: where.append(folder))
+        if message:
+            monkeypatch.setattr(build, "differences", lambda folder: ["policy/config.json", "sums/x"])
+            with pytest.raises(SystemExit, match=message):
+                build.main()
+            monkeypatch.setattr(build, "differences", lambda folder: [])
+            build.main()
+            assert "byte for byte" in capsys.readouterr().out, "that nothing differs is not said"
+            assert build.DATA not in where, "`--check` builds over the shipped files"
+        else:
+            build.main()
+            assert where == [build.DATA], "without `--check` the shipped files are not built anew"
