@@ -1,5 +1,7 @@
 """A claim that fails stops a build and not a reader; tolerances follow from precision, size and number of terms."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -108,3 +110,16 @@ def test_long_claims_are_folded_into_a_notebooks_width(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) == 99, f"lines of {max(map(len, lines))} characters"  # 10 + 18 words of 5, or the like
     assert [line[:3] for line in lines] == ["Exp", "   ", "   ", "You", "   "], "what goes on is not set in"
+
+
+def test_the_longest_path_of_a_decoder_by_hand():
+    """Of a layer: two norms, a projection in, scores and their weighted sum, a projection out, the MLP."""
+    config = SimpleNamespace(hidden_size=10, num_hidden_layers=3, intermediate_size=7)
+    model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: config))
+    assert path_length(model, 4) == 3 * (7 * 10 + 7 + 2 * 4) + 2 * 10, "the path is not that of three layers and a head"
+    config.intermediate_size = [7, 9, 8]
+    assert path_length(model, 4) == 3 * (7 * 10 + 9 + 2 * 4) + 20, "not the widest of layers that differ counts"
+    del config.intermediate_size
+    assert path_length(model, 4) == 3 * (7 * 10 + 40 + 2 * 4) + 20, (
+        "a width that is not told is not four times that"
+    )
