@@ -17,12 +17,16 @@ import time
 import zlib
 from collections.abc import Iterator
 
+import numpy as np
 import sample_efficiency
 import torch
+from efficiency_tables import reached, read_curves, until_horizon, with_dearer_generation
 from record import RESULTS, Curves, add_line, provenance, read_lines, write_json
 from sample_efficiency import COLUMNS, TASKS, Meter, Task, in_parallel, stored
+from scipy import stats
 
 from ppo_lib.estimators import kl_k1
+from ppo_lib.lab.efficiency import collapsed
 from ppo_lib.ppo import Metrics
 from ppo_lib.rewards import score_responses
 from ppo_lib.rollout import Rollout
@@ -36,6 +40,12 @@ SEEDS = tuple(range(200, 220))
 MORE_SEEDS = {"sparse": tuple(range(200, 230))}
 # Arm → whose settings. The last two are controls: the same settings on other random numbers.
 ARMS = {"ppo": "ppo", "replay": "replay", "twin": "ppo", "reshuffle": "replay"}
+AGAINST = {"ppo": "ppo", "replay": "ppo", "twin": "ppo", "reshuffle": "replay"}
+SHARES = (50, 75, 90, 100)  # thresholds, in percent of what arm `ppo` gains
+LAST = 160  # responses whose mean objective is the end of a run
+GENERATING_SHARES = (20, 60, 90)  # percent of arm ppo's time that generation is made to take
+
+Runs = dict[int, list[dict]]  # seed → the rows of its curve
 
 
 class Judge(Meter):
@@ -238,9 +248,85 @@ def run(arguments) -> None:
     write_json(FOLDER / "runs.json", provenance("scipy"))
 
 
+def end_of(curve: list[dict]) -> float:
+    """The mean objective over the last responses of a run."""
+    return statistics.fmean(row["objective"] for row in curve if row["responses"] > curve[-1]["responses"] - LAST)
+
+
+def cheaper(baseline: list[float], other: list[float]) -> list[float]:
+    """Mean of `baseline` over mean of `other`, and its 95 % interval; the runs of either are drawn independently."""
+
+    def ratio(a, b, axis=-1):
+        return np.mean(a, axis=axis) / np.mean(b, axis=axis)
+
+    found = stats.bootstrap(
+        (baseline, other), ratio, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return [round(float(value), 3) for value in (ratio(baseline, other), found.low, found.high)]
+
+
+def higher(baseline: list[float], other: list[float]) -> list[float]:
+    """Mean of `other` less mean of `baseline`, with its interval, as in `cheaper`."""
+
+    def difference(a, b, axis=-1):
+        return np.mean(b, axis=axis) - np.mean(a, axis=axis)
+
+    found = stats.bootstrap(
+        (baseline, other), difference, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return [round(float(value), 3) for value in (difference(baseline, other), found.low, found.high)]
+
+
+def compared(baseline: Runs, other: Runs, threshold: float, cost: str = "tokens") -> list[float]:
+    """How many times cheaper `other` reaches the threshold, both cut off where the shortest of all their runs ends."""
+    horizon = min(curve[-1][cost] for runs in (baseline, other) for curve in runs.values())
+    return cheaper(*(until_horizon(runs, threshold, cost, horizon) for runs in (baseline, other)))
+
+
+def table_of(arms: dict[str, Runs]) -> dict:
+    """Of a task: thresholds, and for each arm what it takes to them, what that is against PPO, and how it ends."""
+    ppo = arms["ppo"]
+    start = statistics.fmean(curve[0]["objective"] for curve in ppo.values())
+    gain = statistics.fmean(map(end_of, ppo.values())) - start
+    levels = {share: start + share / 100 * gain for share in SHARES}
+    spent, generating = (sum(curve[-1][name] for curve in ppo.values()) for name in ("cpu", "generating"))
+    table: dict = {"start": round(start, 4), "thresholds": {str(share): round(levels[share], 4) for share in SHARES}}
+    table["generating_share"] = round(generating / spent, 3)
+    for name, runs in arms.items():
+        against = arms[AGAINST[name]]
+        row: dict = {"runs": len(runs), "collapsed": sum(map(collapsed, runs.values()))}
+        row["end"] = round(statistics.fmean(map(end_of, runs.values())), 3)
+        row["cpu"] = round(statistics.fmean(curve[-1]["cpu"] for curve in runs.values()), 1)
+        tokens, never = reached(runs, levels[90], "tokens")
+        row |= {"tokens": round(statistics.fmean(tokens)), "never": never}
+        if against is not runs:
+            row["end_less"] = higher([end_of(curve) for curve in against.values()], [end_of(c) for c in runs.values()])
+            row["cheaper"] = {str(share): compared(against, runs, levels[share]) for share in SHARES}
+            row["faster"] = {}
+            for share in GENERATING_SHARES:
+                factor = share / (100 - share) * (spent - generating) / generating
+                dearer = [{s: with_dearer_generation(c, factor) for s, c in some.items()} for some in (against, runs)]
+                row["faster"][str(share)] = cheaper(*(reached(some, levels[90], "time")[0] for some in dearer))
+        table.setdefault("arms", {})[name] = row
+    return table
+
+
+def analyse(arguments) -> dict:
+    """Write summary.json beside the curves; a task counts once each of its arms has runs."""
+    found = {}
+    for name, arms in read_curves(FOLDER / "curves.csv").items():
+        if all(len(arms.get(arm, {})) > 1 for arm in ARMS):
+            found[name] = table_of({arm: arms[arm] for arm in ARMS})
+    write_json(FOLDER / "summary.json", {"tasks": found, **provenance("scipy")})
+    for name, table in found.items():
+        for arm, row in table["arms"].items():
+            print(name, arm, row)
+    return found
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = {"tune": tune, "run": run}
+    commands = {"tune": tune, "run": run, "analyse": analyse}
     parser.add_argument("command", choices=commands)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--workers", type=int, default=2)

@@ -120,6 +120,4 @@ def test_the_longest_path_of_a_decoder_by_hand():
     config.intermediate_size = [7, 9, 8]
     assert path_length(model, 4) == 3 * (7 * 10 + 9 + 2 * 4) + 20, "not the widest of layers that differ counts"
     del config.intermediate_size
-    assert path_length(model, 4) == 3 * (7 * 10 + 40 + 2 * 4) + 20, (
-        "a width that is not told is not four times that"
-    )
+    assert path_length(model, 4) == 3 * (7 * 10 + 40 + 2 * 4) + 20, "a width that is not told is not four times that"

@@ -142,3 +142,56 @@ def test_a_hot_run_is_judged_at_temperature_one_and_pays_nothing_for_it(study):
     assert trainer.config.temperature == 1.4, "a run goes on at the temperature of its evaluation"
     whole = sum(int(rollout.mask.sum()) for rollout in lengths[-2:])
     assert trainer.cost["tokens"] == whole, "what evaluations sample is counted as generated"
+
+
+def curve_that_arrives(at: int, level: float = 1.0, long: int = 400, step: int = 8, tokens: int = 10) -> list[dict]:
+    """From −1 to `level` at `at` responses, at one go; `tokens` a response, a second each, half of it generating."""
+    return [
+        {"responses": n, "tokens": n * tokens, "objective": level if n >= at else -1.0, "cpu": float(n),
+         "generating": n / 2, "steps": n}
+        for n in range(0, long + 1, step)
+    ]  # fmt: skip
+
+
+def test_what_an_arm_gains_by_hand(study):
+    """PPO arrives at 160, 240 and 320 of 400 responses: not by a start at 0, and in one run only after replay's end."""
+    late = (160, 200, 240, 800)
+    ppo = {seed: curve_that_arrives(at, long=400 if at < 400 else 480) for seed, at in enumerate(late)}
+    early = {seed: curve_that_arrives(at, level=1.5) for seed, at in enumerate((80, 120, 160, 120))}
+    arms = {"ppo": ppo, "replay": early, "twin": dict(ppo), "reshuffle": dict(early)}
+    table = study.table_of(arms)
+    end = (3 * 1.0 - 1.0) / 4  # three runs end at 1, one at −1
+    assert table["start"] == -1 and table["thresholds"]["90"] == pytest.approx(-1 + 0.9 * (end + 1)), (
+        "a threshold is not a share of the gain from PPO's start to its end"
+    )
+    row = table["arms"]["replay"]
+    assert (row["tokens"], row["never"], row["runs"]) == (1200, 0, 4), (
+        "tokens are not those until the objective is held"
+    )
+    assert table["arms"]["ppo"]["never"] == 1, "a run that never gets there is not counted"
+    expected = (1600 + 2000 + 2400 + 4000) / 4 / 1200  # the last is cut off where the shortest run ends
+    assert row["cheaper"]["90"][0] == pytest.approx(expected, abs=1e-3), "not the ratio of restricted means"
+    assert row["cheaper"]["90"][1] < expected < row["cheaper"]["90"][2], "an interval leaves out its own ratio"
+    assert row["end_less"][0] == pytest.approx(1.5 - end, abs=1e-3), "not the difference of the ends"
+    assert table["arms"]["twin"]["cheaper"]["90"][0] == 1, "the same runs are not as cheap as themselves"
+    assert table["arms"]["reshuffle"]["cheaper"]["90"][0] == 1, "a reshuffle is not compared with replay"
+    assert table["generating_share"] == 0.5, "the share of generation is not that of PPO's time"
+    spent = [[160, 200, 240, 480], [80, 120, 160, 120]]
+    assert row["faster"]["60"][0] == pytest.approx(sum(spent[0]) / sum(spent[1]), abs=1e-3), (
+        "where both spend half of their time generating, making that dearer changes no ratio"
+    )
+
+
+def test_intervals_hold_what_they_say(study):
+    """Two samples of 20 from the same distribution: a ratio of 1 lies in about 95 of 100 intervals."""
+    rng = study.np.random.default_rng(1)
+    inside = 0
+    for _ in range(60):
+        _, low, high = study.cheaper(*rng.gamma(4.0, 1.0, size=(2, 20)))
+        inside += low <= 1 <= high
+    assert inside >= 51, f"a 95 % interval holds the truth in {inside} of 60 cases"  # binomial: below 51 once in 2,000
+
+
+def test_the_end_of_a_run_is_its_last_160_responses(study):
+    curve = [{"responses": n, "objective": float(n)} for n in range(0, 641, 32)]
+    assert study.end_of(curve) == statistics.fmean([512, 544, 576, 608, 640]), "not the last 160 responses"
