@@ -42,7 +42,7 @@ def line(level: str, minutes: int, address: str, number: int) -> str:
     marks = "●" * (LEVELS.index(level) + 1)
     words = f'Open on Colab<span class="visually-hidden">, exercise {number}</span>'
     link = f'<a href="{address}" target="_blank" rel="noopener">{words}</a>'  # in a new tab, as the theme's button
-    effort = f'<span aria-hidden="true">{marks:○<{len(LEVELS)}}</span> {level} · about {minutes} minutes'
+    effort = f'<span aria-hidden="true">{marks:○<{len(LEVELS)}}</span> {level} · about {minutes} min'
     return f'<p class="exercise-effort">{effort} · {link}</p>'
 
 
