@@ -53,10 +53,12 @@ def copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def time_to_run(chapter: str) -> str:
-    """What the runs of a chapter took that are stored in `ppo_lib/lab/stored/sturdy`, on processors of two cores."""
+def time_to_run(chapter: str, promised: str) -> str:
+    """What a chapter took in the runs stored in `ppo_lib/lab/stored/sturdy`; what its notebook promises if none is."""
     runs = stored.load("sturdy/runs.jsonl")
     seconds = [run["seconds"] for run in runs if run["chapter"] == chapter and run["variant"] == "native"]
+    if not seconds:
+        return promised
     return f"about {statistics.median(seconds):.0f} seconds, the median of {len(seconds)} stored runs on two CPU cores"
 
 
@@ -65,7 +67,7 @@ def dress(executed: Path, page: Path) -> None:
     notebook = nbformat.read(executed, as_version=4)
     exercises.dress(notebook, page.stem)
     first = notebook.cells[0]
-    first.source = PROMISED.sub(time_to_run(page.stem), first.source)
+    first.source = PROMISED.sub(lambda found: time_to_run(page.stem, found[0]), first.source)
     page.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, page)
 
