@@ -1,6 +1,6 @@
 // Small repairs to what the theme and the notebook renderer put on a page, for readers who use a keyboard or a screen reader.
 document.addEventListener("DOMContentLoaded", function () {
-  // The label "Toggle hidden content" hides the visible words ("Show code cell source") from speech control.
+  // The label "Toggle hidden content" hides the visible words ("Show code") from speech control.
   document.querySelectorAll("div.cell details > summary[aria-label]").forEach(function (summary) {
     summary.removeAttribute("aria-label");
   });

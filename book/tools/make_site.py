@@ -8,7 +8,9 @@ import argparse
 import importlib.metadata
 import json
 import os
+import re
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +20,12 @@ import nbformat
 import yaml
 
 import execute
+import exercises
 import toc
+from ppo_lib.lab import stored
 
 NODE_MODULES = toc.ROOT / "node_modules"
+PROMISED = re.compile(r"about \d+ seconds on two CPU cores")  # in a notebook; its page says what was measured
 SITE_LIBRARIES = ("jupyter-book", "myst-nb", "sphinx", "sphinx-book-theme", "sphinxcontrib-bibtex")
 
 
@@ -48,16 +53,21 @@ def copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
+def time_to_run(chapter: str, promised: str) -> str:
+    """What a chapter took in the runs stored in `ppo_lib/lab/stored/sturdy`; what its notebook promises if none is."""
+    runs = stored.load("sturdy/runs.jsonl")
+    seconds = [run["seconds"] for run in runs if run["chapter"] == chapter and run["variant"] == "native"]
+    if not seconds:
+        return promised
+    return f"about {statistics.median(seconds):.0f} seconds, the median of {len(seconds)} stored runs on two CPU cores"
+
+
 def dress(executed: Path, page: Path) -> None:
-    """The chapter as its page shows it: solutions are called so, and an exercise that nobody tried says nothing."""
-    notebook, untried = nbformat.read(executed, as_version=4), False
-    for cell in notebook.cells:
-        tags = cell.metadata.get("tags", [])
-        if "exercise-solution" in tags:
-            cell.metadata["mystnb"] = {"code_prompt_show": "Solution", "code_prompt_hide": "Hide the solution"}
-        elif "exercise-check" in tags and untried:
-            cell.outputs = []
-        untried = "exercise" in tags
+    """Write an executed chapter as its page shows it."""
+    notebook = nbformat.read(executed, as_version=4)
+    exercises.dress(notebook, page.stem)
+    first = notebook.cells[0]
+    first.source = PROMISED.sub(lambda found: time_to_run(page.stem, found[0]), first.source)
     page.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, page)
 

@@ -4,11 +4,13 @@ import importlib
 import warnings
 from decimal import Decimal
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
+import exercises
 from ppo_lib.lab.exercises import Exercise, find_exercises
 from ppo_lib.lab.exercises.check import STUB_MESSAGE, difference, show
 
@@ -35,6 +37,15 @@ def exercise(request):
 
 def test_the_exercises_are_found():
     assert EXERCISES, "no exercise is found, so the tests below check nothing"
+
+
+def test_every_exercise_says_how_hard_and_how_long_it_is():
+    efforts = exercises.efforts()
+    assert set(efforts) == set(EXERCISES), "book/exercises.yml and ppo_lib.lab.exercises name different exercises"
+    minutes = {level: [m for found, m in efforts.values() if found == level] for level in exercises.LEVELS}
+    assert sum(map(len, minutes.values())) == len(efforts), f"a level is none of {exercises.LEVELS}"
+    for easier, harder in pairwise(exercises.LEVELS):
+        assert max(minutes[easier]) <= min(minutes[harder]), f"an exercise that is {harder} takes less than an easy one"
 
 
 def test_solution_passes(exercise, capsys):

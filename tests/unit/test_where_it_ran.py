@@ -1,5 +1,9 @@
 """What the page "Where this book was run" says of its stored grid."""
 
+import re
+
+import cells
+import make_site
 import toc
 from ppo_lib.lab import stored
 from ppo_lib.running import threads
@@ -16,6 +20,18 @@ def test_every_chapter_was_run_under_every_variant_and_held():
         assert {mark for chapter, mark in row.items() if chapter in CHAPTERS} == {"✓"}, f"{name}: run `make sturdy`"
         assert set(row) >= CHAPTERS, f"{name} lacks a chapter"
     assert summary["total"]["passed"] == summary["total"]["run"] == len(CHAPTERS) * len(summary["variants"])
+
+
+def test_the_time_that_a_notebook_promises_is_about_what_was_measured():
+    for path in toc.CHAPTERS.glob("*.ipynb"):
+        promise = make_site.PROMISED.search(cells.read(path).cells[0].source)[0]
+        texts = (promise, make_site.time_to_run(path.stem, promise))
+        promised, measured = (int(re.search(r"\d+", text)[0]) for text in texts)
+        assert measured / 2 < promised < measured * 2, f"{path.stem} promises {promised} seconds and took {measured}"
+
+
+def test_a_chapter_without_stored_runs_keeps_its_promise():
+    assert make_site.time_to_run("99_not_run", "about 20 seconds") == "about 20 seconds"
 
 
 def test_the_page_shows_every_chapter():
