@@ -23,6 +23,7 @@ import nbformat
 import cells
 import toc
 
+UNREAD = ("sturdy", "mutants", "replay_study")  # folders of stored results that no chapter reads
 SHOWN_LIBRARIES = ("torch", "transformers", "numpy", "plotly", "anywidget", "ipywidgets")
 # Figures as data rather than as a page of script; no progress bars left in the pages; weights from the installed
 # package rather than from whatever the hub serves today; a claim that does not hold is an error.
@@ -50,9 +51,9 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def library_digest() -> str:
-    """A hash of `ppo_lib`, but for the stored grid of where the book was run, which no chapter reads."""
-    grid = toc.ROOT / "ppo_lib/lab/stored/sturdy"
-    return digest_of([path for path in files_below(toc.ROOT / "ppo_lib") if grid not in path.parents], toc.ROOT)
+    """A hash of `ppo_lib`, but for stored results that no chapter reads."""
+    unread = {toc.ROOT / "ppo_lib/lab/stored" / name for name in UNREAD}
+    return digest_of([path for path in files_below(toc.ROOT / "ppo_lib") if not unread & set(path.parents)], toc.ROOT)
 
 
 def versions() -> dict[str, str]:

@@ -110,3 +110,9 @@ def test_a_change_of_source_or_parameters_changes_the_key_and_a_touch_does_not(c
     cells.code(notebook)[2].source += "\nx = 1"
     cells.write(notebook, copy)
     assert execute.key_of(copy, {}) != key
+
+
+def test_what_is_left_out_of_the_key_is_read_by_no_chapter(chapter, notebook):
+    for name in execute.UNREAD:
+        used = [cell.source for cell in notebook.cells if cell.cell_type == "code" and f"{name}/" in cell.source]
+        assert not used, f"{chapter} reads stored results of {name}, but is not executed again where they change"
