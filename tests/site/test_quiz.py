@@ -5,7 +5,6 @@ import json
 import pytest
 
 import quiz
-import toc
 from built import set_theme
 from test_accessibility import AXE, RUN
 from window import assert_sound
@@ -165,7 +164,7 @@ def test_a_browser_that_keeps_nothing_still_asks(browser, bases, closed):
         else f"Storage.prototype.setItem = {throw}"
     )
     page, errors = context.new_page(), []
-    page.on("pageerror", lambda error: "SecurityError" in str(error) and "quiz" in error.stack and errors.append(error))
+    page.on("pageerror", lambda error: "quiz.js" in (error.stack or "") and errors.append(error))
     page.goto(bases["http"] + PAGE)
     answer_all(page, right=2)
     assert count(page) == "2 of 5 right" and reason(page, 0).startswith("Right. ")
@@ -217,7 +216,3 @@ def test_what_is_stored_is_small_and_holds_no_text(page):
     stored = json.loads(page.evaluate(f"localStorage.getItem('{KEY}')"))
     marks = [quiz.mark(q.text, next(o.text for o in q.options if o.right)) for q in QUESTIONS]
     assert stored == {"answers": marks, "right": 5, "of": 5}
-
-
-def test_every_chapter_of_the_book_has_questions():
-    assert {path.stem for path in toc.chapters(toc.read())} == {path.stem for path in quiz.FOLDER.glob("*.yml")}
