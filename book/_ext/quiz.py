@@ -51,9 +51,11 @@ def mark(*texts: str) -> str:
 
 
 def words(text: str) -> str:
-    """Plain text as HTML; backticks mark code, asterisks what is stressed."""
-    coded = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
-    return re.sub(r"\*([^*]+)\*", r"<em>\1</em>", coded)
+    """Plain text as HTML: backticks mark code, asterisks what is stressed, `_` the index of a symbol."""
+    text = html.escape(text, quote=False).replace(" = ", "\u00a0=\u00a0")
+    for pattern, tag in ((r"`([^`]+)`", "code"), (r"\*([^*]+)\*", "em"), (r"(?<=\b[πs])_(\w+)", "sub")):
+        text = re.sub(pattern, rf"<{tag}>\1</{tag}>", text)
+    return text
 
 
 def markup(chapter: str, questions: list[Question]) -> str:

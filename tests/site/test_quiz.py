@@ -1,6 +1,8 @@
 """The questions at a chapter's end: by mouse and keyboard, kept in this browser alone, readable without JavaScript."""
 
+import html
 import json
+import re
 
 import pytest
 
@@ -14,6 +16,11 @@ PAGE = f"chapters/{CHAPTER}.html"
 QUESTIONS = quiz.load(CHAPTER)
 KEY = f"ppo-book/quiz/{CHAPTER}"
 KEPT = "Your answers are kept in this browser alone."
+
+
+def plain(text: str) -> str:
+    """What a reader sees of a text."""
+    return html.unescape(re.sub("<[^>]+>", "", quiz.words(text)))
 
 
 def place_of(number: int, right: bool) -> int:
@@ -61,7 +68,7 @@ def test_every_chapter_asks_its_own_questions_before_its_takeaways(windows, chap
     assert headings[headings.index("Takeaways") - 1] == "Five questions"
     assert page.locator("a[href='#five-questions']").count() >= 1, "the contents of the page leave the questions out"
     asked = page.locator(".quiz legend").all_inner_texts()
-    assert asked == [f"{n}. {q.text}".replace("`", "").replace("*", "") for n, q in enumerate(quiz.load(name), 1)]
+    assert asked == [f"{n}. {plain(q.text)}" for n, q in enumerate(quiz.load(name), 1)]
 
 
 def test_a_choice_is_explained_at_once_and_counted(page):
@@ -71,8 +78,9 @@ def test_a_choice_is_explained_at_once_and_counted(page):
     assert reason(page, 0).startswith("Not right. ")
     assert count(page) == "0 of 5 right"
     radio(page, 0, right).check()
-    because = QUESTIONS[0].options[right].because.replace("`", "")
-    assert reason(page, 0) == f"Right. {because}", "another reason than that of the choice"
+    assert reason(page, 0) == f"Right. {plain(QUESTIONS[0].options[right].because)}", (
+        "another reason than that of the choice"
+    )
     assert count(page) == "1 of 5 right"
     signs = page.locator(".quiz label[data-verdict]")
     assert signs.count() == 1, "a choice that was taken back keeps its sign"
@@ -107,7 +115,7 @@ def test_the_keyboard_moves_without_choosing_and_the_space_bar_chooses(page):
 
 
 def test_questions_choices_and_the_count_have_names_and_are_spoken(page):
-    group = page.get_by_role("group", name=f"1. {QUESTIONS[0].text}")
+    group = page.get_by_role("group", name=f"1. {plain(QUESTIONS[0].text)}")
     assert group.get_by_role("radio").count() == len(QUESTIONS[0].options)
     radio(page, 0, 0).check()
     assert group.get_by_role("status").inner_text() == reason(page, 0)
@@ -190,7 +198,7 @@ def test_without_javascript_questions_and_answers_can_be_read(browser, bases):
         assert len(told) == len(question.options)
         for option, text in zip(question.options, told, strict=True):
             assert text.startswith("Right: " if option.right else "Wrong: ")
-            assert option.because.replace("`", "").replace("*", "") in text
+            assert plain(option.because) in text
     context.close()
 
 

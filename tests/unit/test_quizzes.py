@@ -75,6 +75,10 @@ def test_an_option_that_is_not_whole_is_refused(option, tmp_path, monkeypatch):
 
 def test_words_are_text_before_they_are_markup():
     assert quiz.words('`open("w")` *is* <b> & 3') == '<code>open("w")</code> <em>is</em> &lt;b&gt; &amp; 3'
+    assert quiz.words("log π_ref, V(s_t) and `max_reuse`") == (
+        "log π<sub>ref</sub>, V(s<sub>t</sub>) and <code>max_reuse</code>"
+    )
+    assert quiz.words("ε = 2") == "ε\u00a0=\u00a02", "a line may end within an equation"
 
 
 def mean_of_four_tokens() -> float:
