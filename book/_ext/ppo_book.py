@@ -12,6 +12,7 @@
 - The directive `{house}` draws the rooms of the library as boxes with their files, each a link to its source.
 - The directive `{front-page}` draws the loop as a scene that plays a stored run (`scene.py`).
 - Every chapter shows below its title where it stands in the loop (`loop_map.py`).
+- Every chapter asks five questions before its takeaways (`quiz.py`).
 - Docstrings are prose with `` `code` `` in it: the API pages show them so.
 """
 
@@ -37,6 +38,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 import loop_map
+import quiz
 import scene
 from ppo_lib.config import descriptions
 from ppo_lib.lab import stored
@@ -142,7 +144,7 @@ class FrontPage(SphinxDirective):
     """The loop as a scene of four characters that plays the stored run `front_page`."""
 
     def run(self) -> list[nodes.Node]:
-        self.env.metadata[self.env.docname].setdefault(FILES, []).extend(("front-page.css", "front-page.js"))
+        self.env.metadata[self.env.docname].setdefault(FILES, []).extend(("front-page.css", "front-page.js", "quiz.js"))
         return [nodes.raw("", scene.figure(scene.content()), format="html")]
 
 
@@ -171,6 +173,23 @@ def show_where(app: Sphinx, doctree: nodes.document, page: str) -> None:
     first = next(doctree.findall(nodes.section))
     at = 2 if isinstance(first[1], nodes.block_quote) else 1
     first.insert(at, nodes.raw("", loop_map.figure(chapter, link), format="html"))
+
+
+def ask(app: Sphinx, doctree: nodes.document) -> None:
+    """In a chapter, before its takeaways, which answer them: a section with its questions."""
+    page = app.env.docname
+    folder, _, chapter = page.rpartition("/")
+    if folder != "chapters":
+        return
+    sections = {section[0].astext(): section for section in doctree.findall(nodes.section)}
+    takeaways = sections.get("Takeaways")
+    if takeaways is None or not quiz.path_of(chapter).exists():
+        return LOGGER.warning("%s has no takeaways or no questions", page, type="ppo_book", subtype="quiz")
+    section = nodes.section("", nodes.title("", "Five questions"), ids=["five-questions"])
+    section += nodes.raw("", quiz.markup(chapter, quiz.load(chapter)), format="html")
+    takeaways.parent.insert(takeaways.parent.index(takeaways), section)
+    app.env.note_dependency(str(quiz.path_of(chapter)))
+    app.env.metadata[page].setdefault(FILES, []).append("quiz.js")
 
 
 def address_of(path: str, config) -> str:
@@ -373,6 +392,7 @@ def setup(app: Sphinx) -> dict:
     app.add_directive("house", House)
     app.add_directive("front-page", FrontPage)
     app.connect("html-page-context", add_files)
+    app.connect("doctree-read", ask, priority=400)  # before Sphinx collects the headings of the page
     app.connect("doctree-resolved", show_where)
     app.add_role("stored", StoredRole())
     app.connect("autodoc-process-docstring", docstring_to_rst)
