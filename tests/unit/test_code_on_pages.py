@@ -1,6 +1,8 @@
 """The pages keep their word: each of their code blocks runs as it stands, for a few updates."""
 
 import dataclasses
+import inspect
+import json
 import re
 import shlex
 
@@ -90,3 +92,16 @@ def test_every_block_is_marked(page):
     text = read(page)
     fences = [language for language in re.findall(r"^```(\w+)$", text, re.M) if language != "text"]
     assert len(list(blocks(text))) == len(fences) > 0, f"a code block of book/{page}.md has no `<!-- run -->` above it"
+
+
+def test_the_lines_that_chapter_1_begins_with_are_the_trainers():
+    """In their order, each leads to the chapter that builds it."""
+    cells = json.loads((toc.ROOT / "chapters/01_text_as_decisions.ipynb").read_text("utf8"))["cells"]
+    [table] = [text for text in ("".join(cell["source"]) for cell in cells) if "`PPOTrainer.train_step`" in text]
+    rows = re.findall(r"^\| `([^`]+)` \| .* \| (.*) \|$", table, re.M)
+    code = inspect.getsource(ppo.PPOTrainer.train_step)
+    places = [code.find(line) for line, _ in rows]
+    assert len(rows) == 5 and places == sorted(places) and min(places) > 0, f"not `train_step`'s lines: {rows}"
+    linked = [name for _, where in rows for name in re.findall(r"\((\w+)\.ipynb\)", where)]
+    assert {name[:2] for name in linked} == {"02", "03", "04", "05", "06"}, f"the lines lead to {linked}"
+    assert all((toc.ROOT / f"chapters/{name}.ipynb").exists() for name in linked), f"one of {linked} is no chapter"
