@@ -13,18 +13,20 @@ from dataclasses import dataclass
 
 from ppo_lib.config import PPOConfigV1
 from ppo_lib.lab import gallery, stored
-from ppo_lib.lab.gallery import APPROX, CLIPPED, CRITIC, ENTROPY, FIRST, GOLD, HIGHEST, JITTER, KL, LAST, LENGTH, MEAN
-from ppo_lib.lab.gallery import RATIO, RATIO_VAR, SCORE, VALUE
 from ppo_lib.lab.plots import PALETTE
 
+SCORE, KL, APPROX, CLIPPED = gallery.SCORE, gallery.KL, gallery.APPROX, gallery.CLIPPED
+ENTROPY, RATIO, RATIO_VAR, VALUE = gallery.ENTROPY, gallery.RATIO, gallery.RATIO_VAR, gallery.VALUE
+CRITIC, LENGTH, GOLD = gallery.CRITIC, gallery.LENGTH, gallery.GOLD
 STD, EXPLAINED, SKIPPED = "objective/scores_std", "val/explained_variance", "train/skipped_steps"
 GAP, OFF, ENDED = "gap", "off", "ended"  # made of what a run logs, in `derive` of run-log.js and in `curves` here
+FIRST, MEAN, LAST, HIGHEST, _, JITTER = gallery.PHASES
 START, PEAK, TROUGH = "in the first 5 updates", "over its highest 5 updates", "over its lowest 5 updates"
 GAIN, FALL = "from the first 5 updates to the last 5", "from its highest to its last"
 
 LABELS = gallery.LABELS | {
     OFF: "mean ratio's distance from 1",
-    ENDED: "share of responses with an EOS",
+    ENDED: "share that ends",
     SKIPPED: "steps left out",
 }
 PANELS = (

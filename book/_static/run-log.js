@@ -60,14 +60,15 @@ window.runLog = (function () {
     for (const line of whole) {
       const names = Object.keys(line).filter((name) => own.has(name));
       if (!names.length) continue;
-      const row = { update: line.update ?? line.episode, counted: "update" in line, episode: line.episode };
+      const { update, episode } = line; // TRL's log has no updates: its episodes say what comes first
+      const row = { update, episode, order: update ?? episode };
       for (const name of names) {
         if (Number.isFinite(line[name])) row[name] = line[name];
         else lost += 1;
       }
       const before = rows[rows.length - 1];
-      if (before && row.update < before.update) [rows, runs] = [[], runs + 1];
-      if (before && row.update === before.update && row.update !== undefined) Object.assign(before, row);
+      if (before && row.order < before.order) [rows, runs] = [[], runs + 1];
+      if (before && row.order !== undefined && row.order === before.order) Object.assign(before, row);
       else rows.push(row);
     }
     if (!rows.length) {
@@ -82,7 +83,7 @@ window.runLog = (function () {
     if (lost) notes.push(`${many(lost, "number is", "numbers are")} NaN, infinite or no number: they are left out.`);
     const updates = rows.filter((row) => Object.keys(row).some((name) => own.has(name) && !name.startsWith("eval/")));
     updates.forEach(derive);
-    return { rows, updates, notes, fromFirst: updates.length > 0 && (!updates[0].counted || updates[0].update === 1) };
+    return { rows, updates, notes, fromFirst: [1, undefined].includes(updates[0]?.update) };
   }
 
   // What the rules ask for and no run logs.
@@ -90,7 +91,7 @@ window.runLog = (function () {
     row.gap = row["objective/rlhf_reward"] - row["objective/scores"] - row["objective/non_score_reward"];
     row.off = Math.abs(row["val/ratio"] - 1);
     const other = at ? rows[at - 1] : rows[1] || {};
-    const responses = row.counted ? row.episode / row.update : Math.abs(row.episode - other.episode);
+    const responses = row.update ? row.episode / row.update : Math.abs(row.episode - other.episode);
     row.ended = row["val/num_eos_tokens"] / responses;
   }
 

@@ -28,10 +28,9 @@ document.addEventListener("DOMContentLoaded", function () {
     return made;
   }
 
-  // What the page's table says of a symptom: its links, by the words of its first cell.
-  const rows = new Map(
-    [...document.querySelectorAll("article table tr")].map((row) => [row.cells[0].textContent.trim(), row])
-  );
+  // What the page's table says of a symptom: its links, by the words of its first cell, whose apostrophes are curly.
+  const words = (row) => row.cells[0].textContent.trim().replaceAll("\u2019", "'");
+  const rows = new Map([...document.querySelectorAll("article table tr")].map((row) => [words(row), row]));
   const linksOf = (rule) => [...rows.get(rule.see).querySelectorAll("a")];
 
   // The place in the list of stored faults of the section that a link leads to: its heading, without the sign beside it.
@@ -78,7 +77,8 @@ document.addEventListener("DOMContentLoaded", function () {
     result.hidden = false;
     list(found);
     offer(found);
-    const words = found.length ? `${many(found.length, "symptom")} named below.` : "No symptom found.";
+    const named = many(found.length, "symptom is named below", "symptoms are named below");
+    const words = found.length ? `${named}.` : "No symptom found.";
     say(`${name}: ${many(run.updates.length, "update")}. ${[words, ...run.notes].join(" ")}`);
     const missing = open.map((rule) => `“${rule.see}”`).join(", ");
     box.querySelector(".proof").replaceChildren(
@@ -95,8 +95,13 @@ document.addEventListener("DOMContentLoaded", function () {
   function list(found) {
     const items = found.map(function ({ rule, numbers }) {
       const item = element("li", element("b", rule.see), ": ");
-      const facts = rule.when.map(({ what, rule: bound }, at) => `${what} ${number(numbers[at])} (named when ${bound})`);
-      item.append([...new Set(facts)].join("; "), ". ", rule.but ? rule.but + " " : "", "Compare with ");
+      const facts = new Map(); // a number can have two bounds
+      rule.when.forEach(function ({ what, rule: bound }, at) {
+        const said = `${what} is ${number(numbers[at])}`;
+        facts.set(said, [...(facts.get(said) || []), bound]);
+      });
+      const told = [...facts].map(([said, bounds]) => `${said} (the rule: ${bounds.join(" and ")})`).join("; ");
+      item.append(told + ". ", rule.but ? rule.but + " " : "", "Compare with ");
       linksOf(rule).forEach(function (link, at) {
         const copy = link.cloneNode(true);
         item.append(at ? ", " : "", copy);
@@ -107,14 +112,16 @@ document.addEventListener("DOMContentLoaded", function () {
     box.querySelector(".symptoms").replaceChildren(...items);
   }
 
-  // The faults to choose from, first those that most symptoms lead to. What was chosen stays chosen.
+  // The faults to choose from, first those that its symptoms lead to. A symptom that leads to few counts more for each.
+  // What was chosen stays chosen.
   function offer(found) {
     const chosen = beside.value;
     const votes = new Map();
-    found.forEach(({ rule }) =>
-      new Set(linksOf(rule).map(faultOf)).forEach((fault) => votes.set(fault, (votes.get(fault) || 0) + 1))
-    );
-    const named = [...votes.keys()].filter((fault) => fault >= 0).sort((a, b) => votes.get(b) - votes.get(a) || a - b);
+    for (const { rule } of found) {
+      const faults = linksOf(rule).map(faultOf);
+      faults.forEach((fault) => votes.set(fault, (votes.get(fault) || 0) + 1 / faults.length));
+    }
+    const named = [...votes.keys()].sort((a, b) => votes.get(b) - votes.get(a) || a - b);
     const option = (fault) => new Option(stored.faults[fault].title, fault);
     const group = function (label, faults) {
       const made = element("optgroup", ...faults.map(option));
@@ -175,11 +182,12 @@ document.addEventListener("DOMContentLoaded", function () {
     }
     drawn.push(line(own(run, metric), "yours", { color: yours, width: 2.5 }));
     if (run.updates.length === 1) drawn[drawn.length - 1].mode = "markers";
-    const all = drawn.flatMap((trace) => trace.y);
-    const positive = all.every((value) => value > 0);
     // On a log scale where the curves would flatten one another.
-    const type = positive && Math.max(...all) > 50 * Math.min(...all) ? "log" : "linear";
-    return { drawn, axis: { type, nticks: 4, exponentformat: "power", title: { text: "" } }, label };
+    const all = drawn.flatMap((trace) => trace.y);
+    const decades = Math.log10(Math.max(...all) / Math.min(...all)); // NaN or infinite where one is not above 0
+    const log = Math.min(...all) > 0 && decades > 1.7;
+    const scale = log ? { type: "log", dtick: Math.ceil(decades / 4), exponentformat: "power" } : { nticks: 4 };
+    return { drawn, scale, label };
   }
 
   function draw() {
@@ -194,12 +202,12 @@ document.addEventListener("DOMContentLoaded", function () {
     const high = (1 - gap[1] * (lines - 1)) / lines;
     panels.forEach(function (panel, at) {
       const axis = at ? at + 1 : "";
-      const { drawn, axis: look, label } = traces(panel, axis);
+      const { drawn, scale, label } = traces(panel, axis);
       const left = (at % columns) * (wide + gap[0]);
       const top = 1 - Math.floor(at / columns) * (high + gap[1]);
-      const across = { range: [0, 100], tickvals: [0, 50, 100], ticksuffix: " %", anchor: `y${axis}` };
+      const across = { range: [0, 100], tickvals: [0, 50, 100], anchor: `y${axis}` };
       layout[`xaxis${axis}`] = { ...across, domain: [left, left + wide] };
-      layout[`yaxis${axis}`] = { ...look, domain: [Math.max(0, top - high), top], anchor: `x${axis}` };
+      layout[`yaxis${axis}`] = { ...scale, domain: [Math.max(0, top - high), top], anchor: `x${axis}` };
       const corner = { xref: "paper", yref: "paper", x: left, y: top, xanchor: "left", yanchor: "bottom" };
       layout.annotations.push({ ...corner, text: label, showarrow: false, font: { size: 12 } });
       data.push(...drawn);
@@ -222,7 +230,7 @@ document.addEventListener("DOMContentLoaded", function () {
     const figure = place.firstChild;
     const fault = beside.value === "" ? "" : ` and of stored runs with the fault “${stored.faults[beside.value].title}”`;
     figure.querySelector("figcaption").textContent =
-      `${shown.name} over the range of the healthy runs${fault}. From left to right: the share of each run that is done.`;
+      `${shown.name} over the range of the healthy runs${fault}. From left to right: how much of each run is done, in per cent.`;
     figure.querySelector(".plotly-plot").setAttribute(
       "aria-label",
       `Curves of ${shown.name} over the range of healthy runs${fault}. The numbers are in the table below the figure.`
