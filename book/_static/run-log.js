@@ -9,7 +9,7 @@ window.runLog = (function () {
   const last = (values) => mean(values.slice(-5));
   const fives = (values) => values.slice(4).map((_, at) => mean(values.slice(at, at + 5)));
 
-  // How a curve becomes the one number that a rule asks for. The names are those of ppo_lib/lab/gallery.py and _ext/your_run.py.
+  // How a curve becomes the one number that a rule asks for, by the names of the gallery and of your_run.py.
   const PHASES = {
     "in the first update": (values) => values[0],
     "in the first 5 updates": start,
@@ -41,7 +41,7 @@ window.runLog = (function () {
   const list = (names) => names.slice(0, 4).join(", ") + (names.length > 4 ? ", …" : "");
   const many = (count, one, more) => `${count} ${count === 1 ? one : more || one + "s"}`;
 
-  // The last run of the log as rows with an update each, and what to say about the log. Throws what to say where there is no run.
+  // The last run of the log, a row an update, and what is odd about it. Where there is none, it throws what to say.
   function read(text, known) {
     const lines = text.replace(/^\uFEFF/, "").split("\n").filter((line) => line.trim());
     if (!lines.length) throw new Error("It is empty. A run writes its first line after its first update.");

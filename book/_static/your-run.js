@@ -1,4 +1,4 @@
-// Draws the log that a reader chooses beside the stored runs, and lists its symptoms. The file is read here and goes nowhere.
+// Draws a log that the reader chooses beside the stored runs, and lists its symptoms. The file goes nowhere.
 document.addEventListener("DOMContentLoaded", function () {
   const LARGEST = 50; // MB: more makes the browser wait
   const NARROW = window.matchMedia("(max-width: 600px)");
@@ -174,12 +174,9 @@ document.addEventListener("DOMContentLoaded", function () {
     const edge = { color: healthy, width: 1 };
     const drawn = [line(evenly(band[0]), "healthy, lowest", edge), line(evenly(band[1]), "healthy, highest", edge)];
     Object.assign(drawn[1], { fill: "tonexty", fillcolor: healthy + "40" });
-    if (beside.value !== "") {
-      const { runs } = stored.faults[beside.value];
-      runs.forEach((one, seed) =>
-        drawn.push(line(evenly(one[metric]), `with the fault, seed ${seed}`, { color: fault, dash: "dot", width: 2 }))
-      );
-    }
+    const dotted = { color: fault, dash: "dot", width: 2 };
+    const faulty = stored.faults[beside.value]?.runs || []; // none while nothing is chosen
+    faulty.forEach((one, seed) => drawn.push(line(evenly(one[metric]), `with the fault, seed ${seed}`, dotted)));
     drawn.push(line(own(run, metric), "yours", { color: yours, width: 2.5 }));
     if (run.updates.length === 1) drawn[drawn.length - 1].mode = "markers";
     // On a log scale where the curves would flatten one another.
@@ -228,16 +225,18 @@ document.addEventListener("DOMContentLoaded", function () {
       place.append(figure);
     }
     const figure = place.firstChild;
-    const fault = beside.value === "" ? "" : ` and of stored runs with the fault “${stored.faults[beside.value].title}”`;
+    const chosen = stored.faults[beside.value];
+    const fault = chosen ? ` and of stored runs with the fault “${chosen.title}”` : "";
     figure.querySelector("figcaption").textContent =
-      `${shown.name} over the range of the healthy runs${fault}. From left to right: how much of each run is done, in per cent.`;
+      `${shown.name} over the range of the healthy runs${fault}. ` +
+      "From left to right: how much of each run is done, in per cent.";
     figure.querySelector(".plotly-plot").setAttribute(
       "aria-label",
       `Curves of ${shown.name} over the range of healthy runs${fault}. The numbers are in the table below the figure.`
     );
     figure.querySelector("script").textContent = JSON.stringify({ data, layout, frames: [] });
     figure.dispatchEvent(new Event("plotly-figure", { bubbles: true }));
-    box.querySelector(".legend .fault").parentNode.hidden = beside.value === "";
+    box.querySelector(".legend .fault").parentNode.hidden = !chosen;
   }
 
   input.addEventListener("change", function () {
