@@ -222,7 +222,7 @@ def markup(content: dict) -> str:
         '<h3>What your run looks like</h3><ul class="symptoms"></ul><p class="proof"></p>'
         '<label class="beside">Lay a stored run with a fault beside it: <select></select></label>'
         f'<p class="legend">{look}</p><div class="picture"></div>'
-        "<details><summary>The same in numbers</summary><table><thead><tr><th>metric</th><th>first update</th>"
-        "<th>last 5 updates</th><th>healthy, middle 90 %</th></tr></thead><tbody></tbody></table></details>"
+        "<details><summary>The same in numbers</summary><table><thead><tr><th>metric</th><th>first</th>"
+        "<th>mean of the last 5</th><th>healthy, middle 90 %</th></tr></thead><tbody></tbody></table></details>"
         f'</div></div><script type="application/json">{data}</script></div>'
     )

@@ -82,8 +82,9 @@ window.runLog = (function () {
     if (runs > 1) notes.push(`It holds ${runs} runs, one behind the other: this is the last.`);
     if (lost) notes.push(`${many(lost, "number is", "numbers are")} NaN, infinite or no number: they are left out.`);
     const updates = rows.filter((row) => Object.keys(row).some((name) => own.has(name) && !name.startsWith("eval/")));
+    if (!updates.length) throw new Error("It has held-out evaluations alone, and no update yet.");
     updates.forEach(derive);
-    return { rows, updates, notes, fromFirst: [1, undefined].includes(updates[0]?.update) };
+    return { rows, updates, notes, fromFirst: [1, undefined].includes(updates[0].update) };
   }
 
   // What the rules ask for and no run logs.

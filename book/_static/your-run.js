@@ -189,6 +189,8 @@ document.addEventListener("DOMContentLoaded", function () {
 
   function draw() {
     const panels = has(shown.run);
+    box.querySelector(".picture").hidden = !panels.length;
+    if (!panels.length) return;
     const columns = NARROW.matches ? 2 : 3;
     const lines = Math.ceil(panels.length / columns);
     const height = 150 * lines + 60;

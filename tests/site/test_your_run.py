@@ -176,6 +176,7 @@ BAD = {
     "a list": (json.dumps([{"objective/kl": 1}]) + "\n", "no log of JSON lines"),
     "numbers": ("1\n2\n", "no log of JSON lines"),
     "another program": ('{"loss": 2.5, "step": 1}\n', "No line has a metric that this page knows"),
+    "before the first update": ('{"update": 0, "eval/score": 0.2}\n', "no update yet"),
     "no number": ('{"samples": "text"}\n', "Its first line has samples."),
     "no text": (bytes(range(256)) * 4, "no log of JSON lines"),
 }
@@ -273,6 +274,11 @@ def test_a_log_that_begins_later_is_not_asked_for_its_first_update(page):
     choose(page, text_of(later))
     assert "KL is far from 0 in the first update" not in symptoms(page)
     assert "“KL is far from 0 in the first update”" in page.locator(".your-run .proof").inner_text()
+
+
+def test_a_log_without_a_curve_is_judged_and_not_drawn(page):
+    status = choose(page, text_of([{"update": k, "train/skipped_steps": 1} for k in range(1, 13)]))
+    assert "1 symptom is named below" in status and not page.locator(".your-run .picture").is_visible()
 
 
 def test_skipped_steps_are_named(page):
