@@ -11,6 +11,7 @@
   widget, that a function of the library returns; words behind its name are its arguments.
 - The directive `{house}` draws the rooms of the library as boxes with their files, each a link to its source.
 - The directive `{front-page}` draws the loop as a scene that plays a stored run (`scene.py`).
+- The directive `{your-run}` draws a log of the reader's beside stored runs and names its symptoms (`your_run.py`).
 - Every chapter shows below its title where it stands in the loop (`loop_map.py`).
 - Every chapter asks five questions before its takeaways (`quiz.py`).
 - Docstrings are prose with `` `code` `` in it: the API pages show them so.
@@ -40,6 +41,7 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 import loop_map
 import quiz
 import scene
+import your_run
 from ppo_lib.config import descriptions
 from ppo_lib.lab import stored
 
@@ -146,6 +148,19 @@ class FrontPage(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         self.env.metadata[self.env.docname].setdefault(FILES, []).extend(("front-page.css", "front-page.js", "quiz.js"))
         return [nodes.raw("", scene.figure(scene.content()), format="html")]
+
+
+class YourRun(SphinxDirective):
+    """A place for the reader's own log, beside the stored runs."""
+
+    def run(self) -> list[nodes.Node]:
+        page = Path(self.env.doc2path(self.env.docname)).read_text("utf8")
+        if lacking := your_run.lacking(page):
+            return [self.state.document.reporter.warning(f"no line of the page says {lacking}", line=self.lineno)]
+        scripts = self.env.metadata[self.env.docname].setdefault(FILES, [])
+        wanted = ("vendor/plotly.min.js", "plotly-figures.js", "run-log.js", "your-run.js", "your-run.css")
+        scripts.extend(file for file in wanted if file not in scripts)
+        return [nodes.raw("", your_run.markup(your_run.content()), format="html")]
 
 
 def show_where(app: Sphinx, doctree: nodes.document, page: str) -> None:
@@ -391,6 +406,7 @@ def setup(app: Sphinx) -> dict:
     app.add_directive("stored-table", StoredTable)
     app.add_directive("house", House)
     app.add_directive("front-page", FrontPage)
+    app.add_directive("your-run", YourRun)
     app.connect("html-page-context", add_files)
     app.connect("doctree-read", ask, priority=400)  # before Sphinx collects the headings of the page
     app.connect("doctree-resolved", show_where)

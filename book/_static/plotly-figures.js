@@ -56,12 +56,15 @@
 
   function draw(figure) {
     const plot = figure.querySelector(".plotly-plot");
-    const spec = JSON.parse(figure.querySelector("script").textContent);
+    const specOf = () => JSON.parse(figure.querySelector("script").textContent);
+    const spec = specOf();
     const config = { responsive: true, displayModeBar: false };
     window.Plotly.newPlot(plot, spec.data, layoutFor(spec, plot), config).then(function () {
       if (spec.frames.length) window.Plotly.addFrames(plot, spec.frames);
       figure.dataset.drawn = theme();
     });
+    if (figure.dataset.watched) return;
+    figure.dataset.watched = true;
     let narrow = plot.clientWidth < NARROW;
     function redraw() {
       window.Plotly.relayout(plot, { template: template(narrow) }).then(function () {
@@ -72,7 +75,7 @@
     new ResizeObserver(function () {
       if (plot.clientWidth < NARROW !== narrow) {
         narrow = plot.clientWidth < NARROW;
-        window.Plotly.relayout(plot, layoutFor(spec, plot));
+        window.Plotly.relayout(plot, layoutFor(specOf(), plot));
       }
     }).observe(plot);
   }
@@ -80,6 +83,8 @@
   function drawAll() {
     document.querySelectorAll("figure.plotly-figure").forEach(draw);
   }
+  // A script that fills or changes a figure says so with this event.
+  document.addEventListener("plotly-figure", (event) => draw(event.target));
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", drawAll);
   else drawAll();
 })();
