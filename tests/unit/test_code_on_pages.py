@@ -98,7 +98,7 @@ def test_the_lines_that_chapter_1_begins_with_are_the_trainers():
     """In their order, each leads to the chapter that builds it."""
     cells = json.loads((toc.ROOT / "chapters/01_text_as_decisions.ipynb").read_text("utf8"))["cells"]
     [table] = [text for text in ("".join(cell["source"]) for cell in cells) if "`PPOTrainer.train_step`" in text]
-    rows = re.findall(r"^\| `([^`]+)` \| .* \| (.*) \|$", table, re.M)
+    rows = re.findall(r"^\d\. `([^`]+)`: (.*)$", table, re.M)
     code = inspect.getsource(ppo.PPOTrainer.train_step)
     places = [code.find(line) for line, _ in rows]
     assert len(rows) == 5 and places == sorted(places) and min(places) > 0, f"not `train_step`'s lines: {rows}"
