@@ -464,7 +464,7 @@ def test_every_setting_is_described_once_with_its_default(capsys):
     assert len(listed) == 1 + len(rows), "a setting is printed on no line, or on more than one"
     assert max(map(len, listed)) < 150, "a line of the list of settings is too long for a terminal"
     assert [line.split()[0] for line in told(capsys, "settings CLIP").splitlines()] == [
-        "setting", "cliprange", "cliprange_value",
+        "setting", "cliprange", "cliprange_value", "cliprange_high",
     ], "a name in capital letters finds other settings"  # fmt: skip
 
 
