@@ -329,7 +329,8 @@ HELD = {
 }  # fmt: skip
 FOUND_ANEW = {
     "device", "tokenizer", "reward", "eval_reward", "eval_dataset", "accelerator", "jsonl", "decoder", "progress",
-    "owns_output_dir", "resumed_state", "_callback", "_longest", "_last_update", "_too_far", "_policy_rests", "_run_dir",
+    "owns_output_dir", "resumed_state", "_callback", "_longest", "_last_update", "_too_far", "_run_dir",
+    "_policy_rests",
 }  # fmt: skip
 
 
