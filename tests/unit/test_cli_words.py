@@ -18,7 +18,7 @@ from ppo_lib import config, models, worlds
 from ppo_lib.commands import cli, places, timing
 from ppo_lib.ppo_v1 import PPOTrainer
 from ppo_lib.running.checkpoint import name_of
-from ppo_lib.running.terminal import in_one_line, number
+from ppo_lib.running.terminal import NOISE, in_one_line, number
 from ppo_lib.running.trackers import Console
 
 SMALL = {
@@ -538,7 +538,7 @@ def test_samples_need_held_out_prompts(work, capsys):
     ("value", "form", "text"),
     [(-4.047e-07, ".4g", "0"), (5.9e-8, ".4g", "0"), (-0.0, ".4g", "0"), (-0.0004, ".3f", "0.000"),
      (-0.0006, ".3f", "-0.001"), (-1e-5, ".4g", "-1e-05"), (12345, ".4g", "12345"), (float("nan"), ".4g", "nan"),
-     (0.12345, ".4g", "0.1235")],
+     (0.12345, ".4g", "0.1235"), (NOISE, ".1g", "5e-06")],
 )  # fmt: skip
 def test_noise_around_0_is_0(value, form, text):
     assert number(value, form) == text, "noise around 0 is shown, or what is no noise is taken for it or rounded"
@@ -553,6 +553,8 @@ def test_the_table_shows_a_small_learning_rate_and_whole_counts(capsys):
 
 def test_a_text_stays_on_one_line():
     assert in_one_line("a\nb", 9) == "'a\\nb'", "a line end within a text breaks the line"
+    assert in_one_line("abc", 3) == "'abc'", "a text that just fits is cut"
+    assert in_one_line("abcdef", 4, end=True) == "'…def'", "with `end` other letters than the last are shown"
     assert in_one_line("abcdef", 3) == "'ab…'", "a long text is cut at another letter, or not marked as cut"
     assert in_one_line("abcdef", 3, end=True) == "'…ef'", "with `end` the end of the text is cut off, not its beginning"
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 from ppo_lib.rewards import RewardError, RewardModel, bradley_terry_loss, score_responses
 from tests.unit.tiny import bos_tokenizer, byte_tokenizer, tiny_policy
@@ -25,8 +25,8 @@ def classifier(vocab_size=258, num_labels=1):
 
 
 def test_bradley_terry_by_hand():
-    loss = bradley_terry_loss(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.0]))
-    expected = (math.log(1 + math.exp(-1)) + math.log(2)) / 2
+    loss = bradley_terry_loss(torch.tensor([1.5, 0.5]), torch.tensor([0.5, 2.5]))
+    expected = (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(2))) / 2
     assert loss.item() == pytest.approx(expected, abs=1e-6), "not −log σ(chosen − rejected)"
 
 
@@ -66,6 +66,28 @@ def test_a_reward_model_reads_prompt_and_response_with_one_bos_and_no_padding():
             f"the score of {prompt!r} and {response!r} is not that of the last token of both behind one BOS, but "
             "of padding or of one of the texts alone, or it depends on the neighbours"
         )
+
+
+def test_a_judge_that_reads_both_ways_sees_no_padding_either():
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, num_labels=1,
+        max_position_embeddings=24,
+    )  # fmt: skip
+    reward, texts = RewardModel(BertForSequenceClassification(config), byte_tokenizer()), ["b", " and a longer one"]
+    together = reward(["a", "ab"], texts).tolist()
+    alone = [reward([prompt], [text]).item() for prompt, text in zip(["a", "ab"], texts, strict=True)]
+    assert together == pytest.approx(alone, abs=1e-5), "a score depends on the padding of a text"
+    with pytest.warns(UserWarning, match="a text has 32 tokens of the reward model, whose context is 24"):
+        cut = reward(["x" * 8], ["y" * 24]).item()
+    assert cut == pytest.approx(reward([""], ["y" * 24]).item(), abs=1e-5), "a text that is too long loses its end"
+
+
+def test_a_tokenizer_without_padding_pads_with_its_eos():
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = None
+    reward = RewardModel(classifier(), tokenizer)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == reward.model.config.pad_token_id, "padding is another"
 
 
 def test_reward_model_needs_one_output():

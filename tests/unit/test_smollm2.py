@@ -330,7 +330,7 @@ def written_as_gguf(path, model, tokens, pre="smollm"):
 def tiny_llama():
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=7, hidden_size=24, intermediate_size=20, num_hidden_layers=2, num_attention_heads=3,
+        vocab_size=8, hidden_size=24, intermediate_size=20, num_hidden_layers=2, num_attention_heads=3,
         num_key_value_heads=1, max_position_embeddings=48, rms_norm_eps=2**-10, tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": 5000.0}, bos_token_id=0, eos_token_id=1, pad_token_id=2,
     )  # fmt: skip
@@ -342,7 +342,7 @@ def tiny_llama():
 
 
 def test_a_model_that_is_written_as_gguf_is_read_as_it_was(tiny_llama, tmp_path):
-    tokens = ["<|start|>", "<|end|>", "<|pad|>", "<|unknown|>", "a", "b", "ab"]
+    tokens = ["<|start|>", "<|end|>", "<|pad|>", "<|unknown|>", "a", "b", "ab", "<|turn|>"]
     written_as_gguf(tmp_path / "tiny.gguf", tiny_llama, tokens)
     (tmp_path / "there").mkdir()
     smollm2_convert.convert(tmp_path / "tiny.gguf", tmp_path / "there")
@@ -363,13 +363,14 @@ def test_a_model_that_is_written_as_gguf_is_read_as_it_was(tiny_llama, tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "there")
     special = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token]
     assert special == tokens[:4], f"the special tokens are {special}"
-    assert tokenizer("<|end|>ab")["input_ids"] == [1, 6], "a merge or a special token is lost"
+    assert tokenizer("<|end|>ab<|turn|>")["input_ids"] == [1, 6, 7], "a merge or a special token is lost"
+    assert tokenizer.decode([4, 7], skip_special_tokens=True) == "a", "a control token is taken for text"
     assert (tokenizer.model_max_length, tokenizer.padding_side) == (48, "left"), "not the model's room, or padded right"
     assert tokenizer.chat_template == "{{ messages }}", "the chat template is lost"
 
 
 def test_a_file_of_another_tokenizer_is_refused(tiny_llama, tmp_path):
-    written_as_gguf(tmp_path / "other.gguf", tiny_llama, list("abcdefg"), pre="llama-bpe")
+    written_as_gguf(tmp_path / "other.gguf", tiny_llama, list("abcdefgh"), pre="llama-bpe")
     with pytest.raises(
         ValueError, match="other.gguf holds a llama model with tokenizer 'llama-bpe': it is not SmolLM2"
     ):

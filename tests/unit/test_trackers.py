@@ -4,8 +4,10 @@ import errno
 import io
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -132,6 +134,41 @@ def test_outside_a_repository_there_is_no_commit(tmp_path, monkeypatch):
     assert run_facts(torch.device("cpu"))["git_commit"] is None, "a commit is made up where there is no repository"
     monkeypatch.setenv("PATH", "")
     assert run_facts(torch.device("cpu"))["git_changes"] == [], "a machine without git cannot log"
+
+
+def test_the_commit_is_that_of_the_repository_where_the_run_was_started(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def git(*words):
+        return subprocess.run(["git", *words], check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "--quiet")
+    (tmp_path / "a.txt").write_text("ä")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "first")
+    (tmp_path / "a.txt").write_text("b")
+    facts = run_facts(torch.device("cpu"))
+    assert facts["git_commit"] == git("rev-parse", "HEAD"), "not the commit that the run was started from"
+    assert facts["git_changes"] == ["M a.txt"], f"of one changed file it is said: {facts['git_changes']}"
+
+
+def test_texts_go_to_weights_and_biases_as_a_table_of_their_update():
+    told, rows = [], [{"update": 4, "prompt": "a", "sampled": "b", "score": 1.0}]
+    tracker = SimpleNamespace(name="wandb", log_table=lambda *given, **named: told.append((given, named)))
+    log_samples([tracker], rows, 4)
+    assert told == [(("samples", list(rows[0]), [[4, "a", "b", 1.0]]), {"step": 4})], f"it is told otherwise: {told}"
+
+
+def test_the_terminal_shows_the_end_of_a_prompt_and_the_beginning_of_a_response(capsys):
+    shown = SampleLines()
+    prompt, response = "begin " + "p" * 40 + " end", "start " + "r" * 80 + " stop"
+    log_samples([shown], [{"update": 7, "prompt": prompt, "sampled": response, "score": 0.5}], 7)
+    shown.log({})
+    said = capsys.readouterr().out
+    assert " end' → 'start r" in said, f"not the part of the texts where one meets the other: {said}"
+    assert "begin" not in said and "stop" not in said, f"long texts are not cut: {said}"
+    shown.log({})
+    assert capsys.readouterr().out == "", "texts are shown twice"
 
 
 def test_a_resumed_run_goes_on_with_its_logs(tmp_path):

@@ -145,6 +145,20 @@ def test_gold_score_knows_valence():
     assert reviews.gold_score(" the film.") == 0.0, "words without valence are scored"
 
 
+def test_a_negation_reaches_two_words_ahead():
+    scores = [reviews.gold_score(f"{words} superb.") for words in ("not", "not the", "not a the", "the a the")]
+    assert scores[0] < 0 and scores[1] < 0, f"a negation one or two words before is not heard: {scores}"
+    assert scores[2] > 0 and scores[3] > 0, f"a negation three words before is heard: {scores}"
+
+
+@pytest.mark.parametrize("name", [name for name in worlds.NAMES if name != "smollm2"])
+def test_a_world_is_called_by_its_name(name):
+    world = worlds.load(name)
+    assert world.name == name, f"the world {name} calls itself {world.name}"
+    with pytest.raises(ValueError):
+        world.reward(["a", "b"], ["c"])
+
+
 def test_gold_score_saturates():
     few = reviews.gold_score(" superb and moving, gripping and lovely.")
     many = reviews.gold_score(" superb and moving, gripping and lovely, brilliant and charming, clever and funny.")
