@@ -416,9 +416,10 @@ class ReplayConfig(PPOConfigV1):
         hot = self.behaviour_temperature
         if hot is not None and hot <= self.temperature:
             raise ValueError(f"`behaviour_temperature`={hot} is not above `temperature`={self.temperature}: raise it")
-        if hot is not None and self.correction == "none":
+        if hot is not None and self.correction != "decoupled":
             raise ValueError(
-                "`correction`='none' takes the hot policy of `behaviour_temperature` for the cool one: set 'decoupled'"
+                f"`correction`={self.correction!r} takes the hot policy of `behaviour_temperature` for the cool one: "
+                "set 'decoupled'"
             )
         if self.correction == "decoupled" and self.importance_cap < 1:
             raise ValueError(

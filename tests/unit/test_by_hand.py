@@ -63,7 +63,7 @@ CORRECTIONS = {
         behaviour_temperature=1.1,
         behaviour_cooling=0.3,
     ),
-    "coupled": dict(correction="coupled", second_moment_limit=0.01, replay_priority=0.0),
+    "coupled": dict(behaviour_temperature=None, correction="coupled", second_moment_limit=0.01, replay_priority=0.0),
     "none": dict(
         correction="none",
         replay_recency=None,
