@@ -15,12 +15,12 @@ import random
 import statistics
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import sample_efficiency
 import torch
-from efficiency_tables import reached, read_curves, until_horizon, with_dearer_generation
+from efficiency_tables import reached, read_curves, rounded, until_horizon, with_dearer_generation
 from record import RESULTS, Curves, add_line, provenance, read_lines, write_json
 from sample_efficiency import COLUMNS, TASKS, Meter, Task, in_parallel, stored
 from scipy import stats
@@ -29,7 +29,6 @@ from ppo_lib.estimators import kl_k1
 from ppo_lib.lab.efficiency import collapsed
 from ppo_lib.ppo import Metrics
 from ppo_lib.rewards import score_responses
-from ppo_lib.rollout import Rollout
 
 FOLDER = RESULTS / "replay_study"
 FAMILIES = ("ppo", "replay")
@@ -59,7 +58,8 @@ class Judge(Meter):
             scores = score_responses(self.eval_reward, rollout.prompts, rollout.responses)
             kl = kl_k1(rollout.logprobs, self.reference_logprobs(rollout)).masked_fill(~rollout.mask, 0.0)
         self.config.temperature = heat
-        self.judging += time.process_time() - start
+        if update:  # within `train_step`, which counts its whole time
+            self.cost["cpu"] -= time.process_time() - start
         metrics = {
             "eval/score": scores.mean().item(),
             "eval/kl": kl.sum(dim=1).mean().item(),
@@ -67,19 +67,6 @@ class Judge(Meter):
         }
         self.evaluations.append({"update": update, **metrics})
         return metrics
-
-    judging = 0.0
-
-    def train_step(self, prompts: list[str]) -> tuple[Metrics, Rollout]:
-        self.judging = 0.0
-        made = super().train_step(prompts)
-        self.cost["cpu"] -= self.judging
-        return made
-
-
-def train(task: Task, family: str, settings: dict, luck: str, every: int) -> list[dict]:
-    """One run: a row for each evaluation. Its random numbers are those of `luck`, a text."""
-    return sample_efficiency.train(task, family, settings, zlib.crc32(luck.encode()), every, Judge)
 
 
 # The space that both families are tried in, and what replay has besides. A value that comes twice is drawn as often.
@@ -129,24 +116,20 @@ TRIALS = {
 
 def candidates(name: str, family: str) -> list[dict]:
     """The settings that enter the first round on a task: earlier good ones, changes to the best of them, and draws."""
-    known = earlier(name, family)
+    tuned = rows_of(read_lines(sample_efficiency.FOLDER / "tuning.jsonl"), name, family)
+    known = survivors(tuned, EARLIER, len(sample_efficiency.TUNING_SEEDS))
     found = [*known, *(known[0] | change for change in TRIALS[family])]
-    for settings in draws(TASKS[name], family, random.Random(f"{name} {family}")):
-        if len(found) == ROUNDS[0][0]:
-            return found
+    points = draws(TASKS[name], family, random.Random(f"{name} {family}"))
+    while len(found) < ROUNDS[0][0]:
+        settings = next(points)
         if settings not in found:
             found.append(settings)
-    raise AssertionError("draws have no end")
+    return found
 
 
-def earlier(name: str, family: str) -> list[dict]:
-    """The best settings of the first study's tuning, by their mean over all of its tuning seeds."""
-    means: dict[str, list[float]] = {}
-    for row in read_lines(sample_efficiency.FOLDER / "tuning.jsonl"):
-        if (row["task"], row["family"]) == (name, family):
-            means.setdefault(json.dumps(row["settings"]), []).append(row["mean"])
-    whole = {key: statistics.fmean(found) for key, found in means.items() if len(found) == 3}
-    return [json.loads(key) for key in sorted(whole, key=whole.__getitem__, reverse=True)[:EARLIER]]
+def rows_of(rows: list[dict], name: str, family: str) -> list[dict]:
+    """Those of a tuning that are a family's on a task."""
+    return [row for row in rows if (row["task"], row["family"]) == (name, family)]
 
 
 def draws(task: Task, family: str, chance: random.Random) -> Iterator[dict]:
@@ -192,7 +175,7 @@ def tune(arguments) -> None:
     for number, seeds in ROUNDS:
         tried, jobs = read_lines(path), []
         for name, family in itertools.product(names, FAMILIES):
-            mine = [row for row in tried if (row["task"], row["family"]) == (name, family)]
+            mine = rows_of(tried, name, family)
             settings = survivors(mine, number, before) if before else candidates(name, family)
             done = {(json.dumps(row["settings"]), row["seed"]) for row in mine}
             for one, seed in itertools.product(settings, range(1, seeds + 1)):
@@ -213,15 +196,16 @@ def work(job: tuple) -> tuple[tuple, list[dict]]:
     key, name, family, settings, seed, stage = job
     task = TASKS[name]
     episodes = task.episodes if stage == "report" else task.tuning_episodes
-    luck = f"{stage} {name} {key[1]} {seed}"  # in a report `key[1]` is the arm
-    return key, train(task, family, settings | {"total_episodes": episodes}, luck, EVERY[stage])
+    luck = zlib.crc32(f"{stage} {name} {key[1]} {seed}".encode())  # in a report `key[1]` is the arm
+    settings = settings | {"total_episodes": episodes}
+    return key, sample_efficiency.train(task, family, settings, luck, EVERY[stage], Judge)
 
 
 def freeze(rows: list[dict]) -> None:
     """Write down, for each task and family, the settings with the best mean over all tuning seeds."""
     chosen: dict[str, dict] = {}
     for name, family in sorted({(row["task"], row["family"]) for row in rows}):
-        mine = [row for row in rows if (row["task"], row["family"]) == (name, family)]
+        mine = rows_of(rows, name, family)
         best = survivors(mine, 1, ROUNDS[-1][1])
         if best:
             mean = means_of(mine, ROUNDS[-1][1])[json.dumps(best[0])]
@@ -253,28 +237,26 @@ def end_of(curve: list[dict]) -> float:
     return statistics.fmean(row["objective"] for row in curve if row["responses"] > curve[-1]["responses"] - LAST)
 
 
-def cheaper(baseline: list[float], other: list[float]) -> list[float]:
-    """Mean of `baseline` over mean of `other`, and its 95 % interval; the runs of either are drawn independently."""
+def with_interval(of_means: Callable, baseline: list[float], other: list[float]) -> list[float]:
+    """`of_means` of both means, and its 95 % interval; the runs of either are drawn independently."""
 
-    def ratio(a, b, axis=-1):
-        return np.mean(a, axis=axis) / np.mean(b, axis=axis)
+    def statistic(a, b, axis=-1):
+        return of_means(np.mean(a, axis=axis), np.mean(b, axis=axis))
 
     found = stats.bootstrap(
-        (baseline, other), ratio, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0)
+        (baseline, other), statistic, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval
-    return [round(float(value), 3) for value in (ratio(baseline, other), found.low, found.high)]
+    return rounded((statistic(baseline, other), found.low, found.high))
+
+
+def cheaper(baseline: list[float], other: list[float]) -> list[float]:
+    """Mean of `baseline` over mean of `other`, with its interval."""
+    return with_interval(lambda mine, its: mine / its, baseline, other)
 
 
 def higher(baseline: list[float], other: list[float]) -> list[float]:
-    """Mean of `other` less mean of `baseline`, with its interval, as in `cheaper`."""
-
-    def difference(a, b, axis=-1):
-        return np.mean(b, axis=axis) - np.mean(a, axis=axis)
-
-    found = stats.bootstrap(
-        (baseline, other), difference, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return [round(float(value), 3) for value in (difference(baseline, other), found.low, found.high)]
+    """Mean of `other` less mean of `baseline`, with its interval."""
+    return with_interval(lambda mine, its: its - mine, baseline, other)
 
 
 def compared(baseline: Runs, other: Runs, threshold: float, cost: str = "tokens") -> list[float]:

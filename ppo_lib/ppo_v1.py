@@ -245,7 +245,9 @@ class PPOTrainer(SmallMemoryTrainer):
         for _ in range(0 if self.history else self.config.critic_warmup):
             with self.policy_at_rest():
                 super().update(rollout)
-            self.estimate(rollout)
+            with torch.no_grad():
+                rollout.values = self.values(rollout)
+            self.assign_credit(rollout)
         return super().update(rollout)
 
     @contextlib.contextmanager

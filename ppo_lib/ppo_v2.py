@@ -77,8 +77,8 @@ class PPOTrainerWithReplay(ppo_v1.PPOTrainer):
         config = self.config
         if not config.use_replay_buffer or config.behaviour_temperature is None:
             return config.temperature
-        scores = [row["objective/scores"] for row in self.history]
-        risen = math.fsum(scores[-REMEMBERED:]) / len(scores[-REMEMBERED:]) - scores[0] if scores else 0.0
+        recent = [row["objective/scores"] for row in self.history[-REMEMBERED:]]
+        risen = math.fsum(recent) / len(recent) - self.history[0]["objective/scores"] if recent else 0.0
         heat = min(max(1 - risen / config.behaviour_cooling, 0.0), 1.0)
         return config.temperature + heat * (config.behaviour_temperature - config.temperature)
 

@@ -34,6 +34,7 @@ from ipywidgets import DOMWidget
 from ipywidgets.embed import embed_data
 from myst_nb.core.render import MimeData, MimeRenderPlugin, NbElementRenderer, load_mime_renders
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.ext.napoleon import GoogleDocstring
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
@@ -103,6 +104,12 @@ def json_script(kind: str, content: dict) -> str:
 FILES = "ppo_files"  # the scripts and style sheets that a page needs, among the page's metadata
 
 
+def need(env: BuildEnvironment, *files: str) -> None:
+    """Have the page that is being read load these scripts and style sheets, each once, in this order."""
+    known = env.metadata[env.docname].setdefault(FILES, [])
+    known.extend(file for file in files if file not in known)
+
+
 class FigureFrom(SphinxDirective):
     """The figure or widget that a function returns, in a page that is no notebook. One widget a page."""
 
@@ -113,13 +120,10 @@ class FigureFrom(SphinxDirective):
         path, *arguments = self.arguments[0].split()
         module, _, name = path.rpartition(".")
         shown = getattr(importlib.import_module(module), name)(*arguments)
-        scripts = self.env.metadata[self.env.docname].setdefault(FILES, [])
         is_widget = isinstance(shown, DOMWidget)
-        if is_widget and "widgets.js" in scripts:
+        if is_widget and "widgets.js" in self.env.metadata[self.env.docname].get(FILES, []):
             return [self.state.document.reporter.error(f"{path}: a second widget on one page", line=self.lineno)]
-        for script in ("vendor/plotly.min.js", "widgets.js" if is_widget else "plotly-figures.js"):
-            if script not in scripts:
-                scripts.append(script)
+        need(self.env, "vendor/plotly.min.js", "widgets.js" if is_widget else "plotly-figures.js")
         return [nodes.raw("", self.widget_html(shown) if is_widget else self.plot_html(shown), format="html")]
 
     def plot_html(self, figure) -> str:
@@ -146,7 +150,7 @@ class FrontPage(SphinxDirective):
     """The loop as a scene of four characters that plays the stored run `front_page`."""
 
     def run(self) -> list[nodes.Node]:
-        self.env.metadata[self.env.docname].setdefault(FILES, []).extend(("front-page.css", "front-page.js", "quiz.js"))
+        need(self.env, "front-page.css", "front-page.js", "quiz.js")
         return [nodes.raw("", scene.figure(scene.content()), format="html")]
 
 
@@ -157,9 +161,7 @@ class YourRun(SphinxDirective):
         page = Path(self.env.doc2path(self.env.docname)).read_text("utf8")
         if lacking := your_run.lacking(page):
             return [self.state.document.reporter.warning(f"no line of the page says {lacking}", line=self.lineno)]
-        scripts = self.env.metadata[self.env.docname].setdefault(FILES, [])
-        wanted = ("vendor/plotly.min.js", "plotly-figures.js", "run-log.js", "your-run.js", "your-run.css")
-        scripts.extend(file for file in wanted if file not in scripts)
+        need(self.env, "vendor/plotly.min.js", "plotly-figures.js", "run-log.js", "your-run.js", "your-run.css")
         return [nodes.raw("", your_run.markup(your_run.content()), format="html")]
 
 
@@ -204,7 +206,7 @@ def ask(app: Sphinx, doctree: nodes.document) -> None:
     section += nodes.raw("", quiz.markup(chapter, quiz.load(chapter)), format="html")
     takeaways.parent.insert(takeaways.parent.index(takeaways), section)
     app.env.note_dependency(str(quiz.path_of(chapter)))
-    app.env.metadata[page].setdefault(FILES, []).append("quiz.js")
+    need(app.env, "quiz.js")
 
 
 def address_of(path: str, config) -> str:

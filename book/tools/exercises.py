@@ -29,12 +29,12 @@ def efforts() -> dict[str, tuple[str, int]]:
     return {f"{chapter}.{name}": tuple(effort) for chapter, row in chapters.items() for name, effort in row.items()}
 
 
-def on_colab(chapter: str, cell: nbformat.NotebookNode) -> str:
-    """Where Colab opens a chapter at one of its cells; up to the cell it is the address of the theme's Colab button."""
+def on_colab(chapter: str) -> str:
+    """Where Colab opens a chapter: the address of the theme's Colab button."""
     config = yaml.safe_load((toc.ROOT / "_config.yml").read_text("utf8"))
     repository, colab = config["repository"], config["launch_buttons"]["colab_url"]
     path = repository["url"].removeprefix("https://github.com/")
-    return f"{colab}/github/{path}/blob/{repository['branch']}/chapters/{chapter}.ipynb#scrollTo={cell.id}"
+    return f"{colab}/github/{path}/blob/{repository['branch']}/chapters/{chapter}.ipynb"
 
 
 def line(level: str, minutes: int, address: str, number: int) -> str:
@@ -64,11 +64,12 @@ def dress(notebook: nbformat.NotebookNode, chapter: str) -> None:
     An exercise that nobody tried says nothing, and the check that its solution passes is folded away with it: in plain
     sight it would read as if the stub had passed.
     """
-    known = efforts()
+    known, colab = efforts(), on_colab(chapter)
     for number, (heading, _, check, solution, again) in enumerate(list(exercises(notebook)), 1):
-        below = line(*known[NAME.search(check.source)[1]], on_colab(chapter, heading), number)
+        below = line(*known[NAME.search(check.source)[1]], f"{colab}#scrollTo={heading.id}", number)
+        title = HEADING.search(heading.source)[0]
         before = BEFORE + "\n" if number == 1 else ""
-        heading.source = HEADING.sub(lambda found: f"{before}{found[0]}\n\n{below}", heading.source)  # noqa: B023
+        heading.source = heading.source.replace(title, f"{before}{title}\n\n{below}", 1)
         check.outputs = []
         solution.source += f"\n\n{again.source}"
         solution.outputs += again.outputs

@@ -2,31 +2,27 @@
 
 import csv
 import dataclasses
-import importlib
 import json
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import toc
 from ppo_lib import worlds
 
 COMMAND = ["--updates=3", "--batch-size=4", "--minibatch-size=2", "--max-new-tokens=5", "--checkpoint-every=1"]
 
 
 @pytest.fixture
-def program(monkeypatch):
+def program(program_of, monkeypatch):
     """The program, with a tiny world in the place of SmolLM2."""
-    monkeypatch.syspath_prepend(str(toc.ROOT / "benchmarks"))
-    module = importlib.import_module("smollm2_vader")
+    module = program_of("smollm2_vader")
 
     def tiny_world():
         prompts = [f"<|im_start|>user\nRemark {number}.<|im_end|>\n" for number in range(9)]
         return dataclasses.replace(worlds.load("reviews"), prompts=prompts[:6], heldout_prompts=prompts[6:])
 
     monkeypatch.setattr(module.smollm2, "load", tiny_world)
-    monkeypatch.setattr(module, "provenance", lambda *packages: {"commit": "abc"})
     return module
 
 

@@ -2,7 +2,6 @@
 
 import ast
 import contextlib
-import importlib
 import json
 import math
 import re
@@ -21,9 +20,8 @@ HEALTHY = {fault.beside for fault in gallery.FAULTS.values()}
 
 
 @pytest.fixture
-def program(monkeypatch):
-    monkeypatch.syspath_prepend(str(toc.ROOT / "benchmarks"))
-    return importlib.import_module("failure_gallery")
+def program(program_of):
+    return program_of("failure_gallery")
 
 
 def test_a_phase_sums_up_a_run_in_one_number():

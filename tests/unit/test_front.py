@@ -1,7 +1,6 @@
 """The front page's run and scene, and the map of the loop: what they show is what is stored and what is there."""
 
 import dataclasses
-import importlib
 import json
 import re
 
@@ -21,11 +20,8 @@ ROWS = stored.load("front_page/responses.csv")
 
 
 @pytest.fixture
-def program(monkeypatch):
-    monkeypatch.syspath_prepend(str(toc.ROOT / "benchmarks"))
-    module = importlib.import_module("front_page")
-    monkeypatch.setattr(module, "provenance", lambda: {"commit": "abc"})
-    return module
+def program(program_of):
+    return program_of("front_page")
 
 
 def test_the_program_stores_what_the_page_reads(program, tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """The second study as a program: which settings are tried, which stay, and what a run is judged by."""
 
-import importlib
 import itertools
 import json
 import statistics
@@ -8,7 +7,6 @@ import statistics
 import pytest
 import torch
 
-import toc
 from ppo_lib import worlds
 from ppo_lib.config import PPOConfigV1, ReplayConfig
 from ppo_lib.ppo_v1 import PPOTrainer
@@ -17,12 +15,10 @@ CONFIGS = {"ppo": PPOConfigV1, "replay": ReplayConfig}
 
 
 @pytest.fixture
-def study(monkeypatch, tmp_path):
+def study(program_of, monkeypatch, tmp_path):
     """The program, which writes into a folder of the test."""
-    monkeypatch.syspath_prepend(str(toc.ROOT / "benchmarks"))
-    module = importlib.import_module("replay_study")
+    module = program_of("replay_study")
     monkeypatch.setattr(module, "FOLDER", tmp_path)
-    monkeypatch.setattr(module, "provenance", lambda *packages: {"commit": "abc"})
     return module
 
 

@@ -5,7 +5,6 @@ Training is replaced by stand-ins whose results are known, but for one tiny run 
 
 import csv
 import dataclasses
-import importlib
 import json
 from collections import Counter
 from types import SimpleNamespace
@@ -13,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import toc
 from ppo_lib import worlds
 from ppo_lib.config import REPLAY_SETTINGS, PPOConfigV1, ReplayConfig
 from tests.unit.test_trainer import SMALL_RUN, vowels
@@ -21,12 +19,10 @@ from tests.unit.tiny import byte_tokenizer, hand_rollout, likely_eos, tiny_polic
 
 
 @pytest.fixture
-def program(monkeypatch, tmp_path):
+def program(program_of, monkeypatch, tmp_path):
     """The program, which writes into a folder of the test."""
-    monkeypatch.syspath_prepend(str(toc.ROOT / "benchmarks"))
-    module = importlib.import_module("sample_efficiency")
+    module = program_of("sample_efficiency")
     monkeypatch.setattr(module, "FOLDER", tmp_path)
-    monkeypatch.setattr(module, "provenance", lambda *packages: {"commit": "abc"})
     return module
 
 

@@ -1,6 +1,5 @@
 """Medians, ratios and shares of the programs that measure speed, on clocks whose times are known."""
 
-import importlib
 import itertools
 import json
 from types import SimpleNamespace
@@ -8,21 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import toc
 from tests.unit.test_sample_efficiency import Clock
 
 
 @pytest.fixture
-def program(monkeypatch):
-    """Imports a program by its name; it writes no provenance."""
-    monkeypatch.syspath_prepend(str(toc.ROOT / "benchmarks"))
-
-    def load(name):
-        module = importlib.import_module(name)
-        monkeypatch.setattr(module, "provenance", lambda *packages: {})
-        return module
-
-    return load
+def program(program_of):
+    return program_of
 
 
 @pytest.fixture

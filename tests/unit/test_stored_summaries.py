@@ -1,6 +1,5 @@
 """Every stored summary is what its program makes of the stored runs: no number is from other data or other code."""
 
-import importlib
 import json
 import shutil
 
@@ -13,14 +12,12 @@ FOLDER = toc.ROOT / "ppo_lib/lab/stored"
 
 
 @pytest.fixture
-def program(monkeypatch):
+def program(program_of, monkeypatch):
     """A program of `benchmarks/` by its name, and what it will have written, by file name."""
-    monkeypatch.syspath_prepend(str(toc.ROOT / "benchmarks"))
 
     def load(name):
-        module, written = importlib.import_module(name), {}
+        module, written = program_of(name), {}
         monkeypatch.setattr(module, "write_json", lambda path, content: written.update({path.name: content}))
-        monkeypatch.setattr(module, "provenance", lambda *packages: {})
         return module, written
 
     return load
