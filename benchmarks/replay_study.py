@@ -9,6 +9,7 @@ they were stopped; a run's random numbers are of its task, arm and seed, so no t
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import random
@@ -25,6 +26,7 @@ from record import RESULTS, Curves, add_line, provenance, read_lines, write_json
 from sample_efficiency import COLUMNS, TASKS, Meter, Task, in_parallel, stored
 from scipy import stats
 
+from ppo_lib.config import PPOConfigV1, ReplayConfig
 from ppo_lib.estimators import kl_k1
 from ppo_lib.lab.efficiency import collapsed
 from ppo_lib.ppo import Metrics
@@ -40,6 +42,9 @@ MORE_SEEDS = {"sparse": tuple(range(200, 230))}
 # Arm → whose settings. The last two are controls: the same settings on other random numbers.
 ARMS = {"ppo": "ppo", "replay": "replay", "twin": "ppo", "reshuffle": "replay"}
 AGAINST = {"ppo": "ppo", "replay": "ppo", "twin": "ppo", "reshuffle": "replay"}
+# Settings of a run that `sample_efficiency.train` gives, or that change nothing about what is learned.
+OF_THE_RUN = {"model", "output_dir", "seed", "device", "total_episodes", "response_logits_only", "eval_every",
+              "eval_samples", "report_to", "project", "wandb_mode", "save_every", "keep_last"}  # fmt: skip
 SHARES = (50, 75, 90, 100)  # thresholds, in percent of what arm `ppo` gains
 LAST = 160  # responses whose mean objective is the end of a run
 GENERATING_SHARES = (20, 60, 90)  # percent of arm ppo's time that generation is made to take
@@ -210,14 +215,21 @@ def freeze(rows: list[dict]) -> None:
         if best:
             mean = means_of(mine, ROUNDS[-1][1])[json.dumps(best[0])]
             chosen.setdefault(name, {})[family] = {"settings": best[0], "mean": round(mean, 4), "runs": len(mine)}
-    write_json(FOLDER / "frozen.json", {"chosen": chosen, **provenance("scipy")})
+    defaults = {family: others(family) for family in FAMILIES}
+    write_json(FOLDER / "frozen.json", {"chosen": chosen, "defaults": defaults, **provenance("scipy")})
+
+
+def others(family: str) -> dict:
+    """The defaults of a family's settings that say how it learns: frozen too, for a default may change."""
+    config = {"ppo": PPOConfigV1, "replay": ReplayConfig}[family]
+    return {name: value for name, value in dataclasses.asdict(config()).items() if name not in OF_THE_RUN}
 
 
 def settings_of(name: str, arm: str) -> tuple[str, dict]:
-    """Family and settings of an arm on a task."""
-    frozen = json.loads((FOLDER / "frozen.json").read_text("utf8"))["chosen"]
+    """Family and settings of an arm on a task, defaults of that day included."""
+    frozen = json.loads((FOLDER / "frozen.json").read_text("utf8"))
     family = ARMS[arm]
-    return family, frozen[TASKS[name].tuned_on or name][family]["settings"]
+    return family, frozen["defaults"][family] | frozen["chosen"][TASKS[name].tuned_on or name][family]["settings"]
 
 
 def run(arguments) -> None:
