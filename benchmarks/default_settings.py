@@ -125,12 +125,13 @@ def chosen(leads: list[tuple[float, str]]) -> dict:
     clipped = next((one for one in leads if CANDIDATES[one[1]].get("policy_objective", "clip") == "clip"), None)
     if clipped and clipped[0] >= best[0] - MARGIN:
         best = clipped
-    return {"arm": best[1], "settings": CANDIDATES[best[1]], "smallest_leads": {a: round(l, 4) for l, a in leads}}
+    return {"arm": best[1], "settings": CANDIDATES[best[1]], "smallest_leads": {arm: round(n, 4) for n, arm in leads}}
 
 
 def arms_of_report() -> list[str]:
-    """Default v1, the chosen default of v2, and the one before it."""
-    return list(dict.fromkeys(("v1", json.loads((FOLDER / "chosen.json").read_text("utf8"))["arm"], "before")))
+    """Default v1, the chosen default of v2, and the other setting that was tried to the end."""
+    found = json.loads((FOLDER / "chosen.json").read_text("utf8"))
+    return ["v1", found["arm"], *(arm for arm in found["smallest_leads"] if arm != found["arm"])]
 
 
 def report(arguments) -> None:
@@ -177,5 +178,5 @@ def main(argv: list[str] | None = None) -> None:
     commands[arguments.command](arguments)
 
 
-if __name__ == "__main__":
+if __what_ == "__main__":
     main()
