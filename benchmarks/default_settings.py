@@ -178,5 +178,5 @@ def main(argv: list[str] | None = None) -> None:
     commands[arguments.command](arguments)
 
 
-if __what_ == "__main__":
+if __name__ == "__main__":
     main()

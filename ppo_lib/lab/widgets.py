@@ -21,7 +21,7 @@ from plotly.offline import get_plotlyjs
 from ppo_lib.lab.microscope import QUANTITIES, Recorder, frame, view_of
 from ppo_lib.lab.plots import PALETTE
 
-__all__ = ["FigureSlider", "Recorder", "TokenMicroscope", "frame"]
+__all__ = ["ClipPlayground", "FigureSlider", "Recorder", "TokenMicroscope", "frame"]
 
 STATIC = Path(__file__).parent / "static"
 CSS = (STATIC / "widgets.css").read_text(encoding="utf-8")
@@ -142,6 +142,37 @@ class FigureSlider(Described):
     def describe(self) -> str:
         """The sliders and their ends, for readers without a browser."""
         return ", ".join(f"{c['label']} from {c['texts'][0]} to {c['texts'][-1]}" for c in self.controls)
+
+
+class ClipPlayground(Described):
+    """The clipped surrogate of one token: drag its ratio and its advantage, watch value and gradient.
+
+        ClipPlayground(ratio=1.3, advantage=1.0, cliprange=0.2, caption="…")
+
+    Args:
+        ratio: π/π_old, 0 to 2. advantage: −1.5 to 1.5. cliprange: ε, above 0 and below 1.
+        caption: what to see.
+
+    Raises:
+        ValueError: a number is outside its range.
+    """
+
+    _esm = module("clip.js")
+    ratio = traitlets.Float().tag(sync=True)
+    advantage = traitlets.Float().tag(sync=True)
+    cliprange = traitlets.Float().tag(sync=True)
+
+    def __init__(self, ratio: float = 1.3, advantage: float = 1.0, cliprange: float = 0.2, *, caption: str):
+        if not (0 <= ratio <= 2 and abs(advantage) <= 1.5 and 0 < cliprange < 1):
+            raise ValueError(
+                f"a ratio of 0 to 2, an advantage of −1.5 to 1.5 and an ε between 0 and 1 are drawn, and these are "
+                f"{ratio}, {advantage} and {cliprange}"
+            )
+        super().__init__(ratio=ratio, advantage=advantage, cliprange=cliprange, caption=caption)
+
+    def describe(self) -> str:
+        """Where it begins, for readers without a browser."""
+        return f"the clipped surrogate at ratio {self.ratio:g}, advantage {self.advantage:g} and ε {self.cliprange:g}"
 
 
 class TokenMicroscope(Described):

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import anywidget
 import pytest
+import torch
 from ipywidgets.embed import dependency_state, embed_data
 from playwright.sync_api import TimeoutError, expect
 
 import toc
 from ppo_lib.lab import plots
 from ppo_lib.lab.explorer import ReplayExplorer
-from ppo_lib.lab.widgets import FigureSlider, TokenMicroscope
+from ppo_lib.lab.widgets import ClipPlayground, FigureSlider, TokenMicroscope
 from window import Window
 
 NODE_MODULES = toc.ROOT / "node_modules"
@@ -316,6 +317,14 @@ def test_explorer_shows_the_setting_that_its_sliders_stand_on(explorer_page):
     assert not page.errors, page.errors
 
 
+def test_explorer_goes_to_the_settings_that_teach_most(explorer_page):
+    page = explorer_page()
+    for name, reuse in {"most gain": "5", "least gain": "1.25", "deepest fall": "1.25"}.items():
+        page.get_by_role("button", name=name).click()
+        shows(page, reuse=reuse)
+    assert not page.errors, page.errors
+
+
 def test_explorer_says_why_its_button_is_off(explorer_page):
     page = explorer_page()
     button = page.get_by_role("button", name="train this")
@@ -334,6 +343,95 @@ def test_explorer_has_no_accessibility_violation_and_fits_a_phone(explorer_page)
         page.wait_for_function(
             "(ink) => getComputedStyle(document.querySelector('.ppo-plot .xtick text')).fill === ink", arg=ink
         )
+        result = page.evaluate("() => axe.run({ resultTypes: ['violations'] })")
+        found = [f"{v['id']}: {[node['html'][:120] for node in v['nodes']]}" for v in result["violations"]]
+        assert not found, f"{theme}: {found}"
+
+
+@pytest.fixture(scope="module")
+def windows_of_clip(browser, tmp_path_factory):
+    yield from opener(browser, write_page(tmp_path_factory.mktemp("clip"), [ClipPlayground(caption="Drag the dots.")]))
+
+
+@pytest.fixture
+def clip_page(windows_of_clip):
+    """Opens a page with the clipped surrogate to play with, and no Python behind it."""
+
+    def open_page(**look):
+        page = windows_of_clip(**look)
+        page.wait_for_selector(".ppo-clip-grip-ratio")
+        return page
+
+    return open_page
+
+
+def clip_readouts(page):
+    """Value and gradient, as the widget says them."""
+    numbers = page.locator(".ppo-readout dd").all_inner_texts()
+    return [float(text.replace("−", "-")) for text in numbers[2:]]
+
+
+def move(page, name, value):
+    """A slider of the widget to the text `value`."""
+    page.get_by_role("slider", name=name, exact=True).evaluate(
+        """(input, wanted) => {
+          for (let at = 0; at <= Number(input.max); at++) {
+            input.value = at;
+            input.dispatchEvent(new Event('input', { bubbles: true }));
+            if (input.getAttribute('aria-valuetext') === wanted) return;
+          }
+          throw new Error('no ' + wanted);
+        }""",
+        f"{value:g}".replace("-", "−"),
+    )
+
+
+def test_clip_playground_computes_what_autograd_does(clip_page):
+    page = clip_page()
+    for epsilon, a, r in itertools.product((0.2, 0.5), (1.0, -0.7, 0.0), (0.4, 0.8, 1.0, 1.2, 1.3, 1.7)):
+        for name, value in {"ε": epsilon, "advantage A": a, "ratio": r}.items():
+            move(page, name, value)
+        ratio = torch.tensor(r, requires_grad=True, dtype=torch.float64)
+        smaller = torch.minimum(ratio * a, ratio.clamp(1 - epsilon, 1 + epsilon) * a)
+        smaller.backward()
+        shown = clip_readouts(page)
+        assert shown == pytest.approx([smaller.item(), ratio.grad.item()], abs=6e-3), f"ε {epsilon}, A {a}, ratio {r}"
+    assert not page.errors, page.errors
+
+
+def test_clip_playground_says_what_becomes_of_the_token(clip_page):
+    page = clip_page()
+    words = {(1, 1.3): "far enough", (1, 0.7): "come back", (-1, 0.7): "far enough", (-1, 1.3): "come back",
+             (1, 1.1): "does nothing"}  # fmt: skip
+    for (a, r), said in words.items():
+        move(page, "advantage A", a)
+        move(page, "ratio", r)
+        assert said in page.locator(".ppo-place").inner_text(), f"A {a}, ratio {r}"
+        assert said in page.locator(".ppo-clip").get_attribute("aria-label"), f"A {a}, ratio {r}: the alt text"
+
+
+@pytest.mark.parametrize("width", [900, 390])
+def test_clip_playground_is_dragged(clip_page, width):
+    page = clip_page(width=width)
+    before = clip_readouts(page)
+    for grip, (dx, dy), name in (("ratio", (-60, 0), "ratio"), ("advantage", (0, 80), "advantage A")):
+        said = page.get_by_role("slider", name=name, exact=True).get_attribute("aria-valuetext")
+        box = page.locator(f".ppo-clip-grip-{grip}").bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        page.mouse.move(x, y)
+        page.mouse.down()
+        page.mouse.move(x + dx, y + dy, steps=4)
+        page.mouse.up()
+        now = page.get_by_role("slider", name=name, exact=True).get_attribute("aria-valuetext")
+        assert float(now.replace("−", "-")) < float(said.replace("−", "-")), f"dragging the dot left {name} at {now}"
+        page.mouse.move(x, y)  # the button is up: nothing follows
+        later = page.get_by_role("slider", name=name, exact=True).get_attribute("aria-valuetext")
+        assert later == now, "the dot follows a pointer that let go"
+    assert clip_readouts(page) != before
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+    page.add_script_tag(path=str(NODE_MODULES / "axe-core/axe.min.js"))
+    for theme in ("light", "dark"):
+        page.evaluate("(theme) => { document.documentElement.dataset.theme = theme; }", theme)
         result = page.evaluate("() => axe.run({ resultTypes: ['violations'] })")
         found = [f"{v['id']}: {[node['html'][:120] for node in v['nodes']]}" for v in result["violations"]]
         assert not found, f"{theme}: {found}"

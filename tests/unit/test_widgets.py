@@ -10,7 +10,7 @@ from tiny import byte_tokenizer, hand_rollout
 
 from ppo_lib.lab import plots
 from ppo_lib.lab.microscope import Recorder, frame, token_texts, view_of
-from ppo_lib.lab.widgets import MOST_FRAMES, FigureSlider, TokenMicroscope, _share
+from ppo_lib.lab.widgets import MOST_FRAMES, ClipPlayground, FigureSlider, TokenMicroscope, _share
 
 TEXTS = {"alt": "What it shows.", "caption": "What to see."}
 
@@ -180,6 +180,9 @@ def test_alt_texts_follow_the_value_and_caption_comes_from_the_figure():
         (lambda: FigureSlider(lambda x: draw(1.0), [1, 2], alt="same"), ValueError, "change nothing"),
         (lambda: FigureSlider(lambda x: go.Figure(go.Scatter(y=[x])), [1, 2]), ValueError, "caption"),
         (lambda: FigureSlider(draw, [1.0, 2.0], start=3.0), ValueError, "not among the values"),
+        (lambda: ClipPlayground(ratio=2.1, caption="."), ValueError, "ratio of 0 to 2"),
+        (lambda: ClipPlayground(advantage=-1.6, caption="."), ValueError, "advantage of −1.5"),
+        (lambda: ClipPlayground(cliprange=1.0, caption="."), ValueError, "ε between 0 and 1"),
     ],
 )
 def test_misuse_is_explained(make, error, match):
@@ -205,8 +208,9 @@ def test_a_request_for_plotly_is_answered_with_its_code(monkeypatch):
             TokenMicroscope(frame(hand_rollout(), byte_tokenizer()), caption="Look."),
             "TokenMicroscope: 1 step(s), 3 responses, coloured by log-probability",
         ),
+        (ClipPlayground(caption="Drag."), "ClipPlayground: the clipped surrogate at ratio 1.3, advantage 1 and ε 0.2."),
     ],
-    ids=["slider", "microscope"],
+    ids=["slider", "microscope", "clip"],
 )
 def test_text_where_no_widget_can_be_shown(widget, words):
     bundle = widget._repr_mimebundle_()

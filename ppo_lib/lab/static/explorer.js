@@ -186,7 +186,27 @@ function render({ model, el }) {
   );
   const names = shares.map((share, at) => `${share} % of PPO’s gain (${asText(levels[at])})`);
   const threshold = makeSelect("threshold", names, model.get("share"), (at) => set("share", at));
-  panel.append(...sliders.map(({ row }) => row), threshold.row);
+  const least = (of) => points.reduce((best, point, at) => (of(point) < of(points[best]) ? at : best), 0);
+  const gain = ({ until }) => until[model.get("share")].ratio[0];
+  const jumps = {
+    "most gain": () => least((point) => -gain(point)),
+    "least gain": () => least(gain),
+    "deepest fall": () => least(({ low }) => low.at(-1)),
+  };
+  const jump = (index) => {
+    const positions = [];
+    for (const { texts } of [...controls].reverse()) {
+      positions.unshift(index % texts.length);
+      index = Math.floor(index / texts.length);
+    }
+    set("positions", positions);
+  };
+  const buttons = Object.entries(jumps).map(([name, find]) => {
+    const made = make("button", { type: "button", class: "ppo-button" }, name);
+    made.addEventListener("click", () => jump(find()));
+    return made;
+  });
+  panel.append(...sliders.map(({ row }) => row), threshold.row, make("div", { class: "ppo-control" }, "go to:", ...buttons));
   finish();
   button.addEventListener("click", () => {
     button.disabled = true; // until Python says how it went
