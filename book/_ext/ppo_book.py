@@ -39,6 +39,7 @@ from sphinx.ext.napoleon import GoogleDocstring
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
+import glossary
 import loop_map
 import quiz
 import scene
@@ -101,6 +102,8 @@ def json_script(kind: str, content: dict) -> str:
     return f'<script type="application/vnd.jupyter.widget-{kind}+json">{text}</script>'
 
 
+# Lists, and the front page: no word of the glossary is marked there.
+NO_TERMS = {"book/api", "book/bibliography", "book/changelog", "book/index", "book/cheat_sheet"}
 FILES = "ppo_files"  # the scripts and style sheets that a page needs, among the page's metadata
 
 
@@ -207,6 +210,20 @@ def ask(app: Sphinx, doctree: nodes.document) -> None:
     takeaways.parent.insert(takeaways.parent.index(takeaways), section)
     app.env.note_dependency(str(quiz.path_of(chapter)))
     need(app.env, "quiz.js")
+
+
+def explain_terms(app: Sphinx, doctree: nodes.document) -> None:
+    """In the text of chapters and pages: the first use of each word of the glossary leads to its entry."""
+    page, path = app.env.docname, root() / f"{glossary.PAGE}.md"
+    if page == glossary.PAGE:
+        return glossary.name_entries(doctree)
+    if page in NO_TERMS or glossary.PAGE not in app.env.found_docs:
+        return None
+    entry_page = app.builder.get_relative_uri(page, glossary.PAGE)
+    glossary.mark_terms(doctree, glossary.entries(path), lambda anchor: f"{entry_page}#{anchor}")
+    app.env.note_dependency(str(path))
+    need(app.env, "glossary.js")
+    return None
 
 
 def address_of(path: str, config) -> str:
@@ -412,6 +429,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("html-page-context", add_files)
     app.connect("doctree-read", ask, priority=400)  # before Sphinx collects the headings of the page
     app.connect("doctree-resolved", show_where)
+    app.connect("doctree-read", explain_terms)
     app.add_role("stored", StoredRole())
     app.connect("autodoc-process-docstring", docstring_to_rst)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

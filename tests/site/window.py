@@ -2,17 +2,7 @@
 
 from playwright.sync_api import Browser
 
-IDLE = """() => {
-  const figures = [...document.querySelectorAll('figure.plotly-figure')];
-  const views = [...document.querySelectorAll('script[type="application/vnd.jupyter.widget-view+json"]')];
-  const drawn = (view) => view.parentElement.querySelector('.jupyter-widgets, .widget-subarea *') !== null;
-  const mathDone = !document.querySelector('.math') || document.querySelector('mjx-container');
-  return figures.every((figure) => figure.dataset.drawn) && views.every(drawn) && mathDone;
-}"""
-# What those have put off, to the next picture or to a quiet moment, is done as well.
-SETTLED = """() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(
-  () => requestIdleCallback(done, { timeout: 2000 })
-)))"""
+from chromium import DRAWN, SETTLED
 
 
 class Window:
@@ -53,7 +43,7 @@ class Window:
         self.begin()
         self.page.goto(self.base + path, wait_until="load")
         self.page.wait_for_url(lambda url: not url.endswith("/html/index.html") and url != self.base + "index.html")
-        self.page.wait_for_function(IDLE, timeout=30_000)
+        self.page.wait_for_function(DRAWN, timeout=30_000)
         self.page.evaluate(SETTLED)
         return self
 

@@ -60,7 +60,7 @@ def test_settings_move_forwards_only(tmp_path, before, after):
 
 def test_settings_of_v0_bring_v0s_rollouts(tmp_path):
     PPOConfig().to_yaml(tmp_path / "v0.yaml")
-    assert ReplayConfig().batch_size == 8, "the test needs v2 to have another default of `batch_size` than v0"
+    assert ReplayConfig().batch_size == 16, "the test needs v2 to have another default of `batch_size` than v0"
     assert ReplayConfig.from_yaml(tmp_path / "v0.yaml").batch_size == 32, (
         "`batch_size` of v0 is lost where v2 reads v0's settings: a default is not written"
     )

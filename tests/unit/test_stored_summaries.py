@@ -1,11 +1,13 @@
 """Every stored summary is what its program makes of the stored runs: no number is from other data or other code."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 
 import toc
+from ppo_lib.config import ReplayConfig
 from ppo_lib.lab import stored
 
 FOLDER = toc.ROOT / "ppo_lib/lab/stored"
@@ -57,6 +59,39 @@ def test_the_settings_of_sample_efficiency(program):
     check(written["frozen.json"], stored.load("sample_efficiency/frozen.json"), "settings", "tuning_runs")
     for task, arms in stored.load("sample_efficiency/runs.json")["settings"].items():
         assert arms.items() <= written["frozen.json"]["settings"][task].items(), f"{task}: not run as tuning chose"
+
+
+def test_the_defaults_of_v2(program, tmp_path):
+    """`ReplayConfig()` is what the rule takes from the stored tuning, and the page's numbers are those of the runs."""
+    defaults, written = program("default_settings")
+    names = ("arm", "tried", "settings", "smallest_leads")
+    made = defaults.chosen(defaults.ranked(defaults.tried_so_far(), defaults.ROUNDS[-1][1]))
+    check(made, stored.load("default_settings/chosen.json"), *names)
+    config = dataclasses.asdict(ReplayConfig())
+    assert made["settings"].items() <= config.items(), "`ReplayConfig()` is another setting than the one chosen"
+    of_that_day = defaults.arm_settings(made["arm"])[1]
+    changed = {name for name, value in of_that_day.items() if config[name] != value}
+    assert not changed, f"the defaults of {changed} changed since v2's were measured: measure them again"
+    made = defaults.analyse(None)
+    check({"tasks": made}, stored.load("default_settings/summary.json"), "tasks")
+
+
+def test_the_choice_of_the_defaults(program):
+    """The smallest lead on any task decides, and the clip goes before another objective that is little better."""
+    defaults, _ = program("default_settings")
+    clip, regression = "8+24, half the rate", "8+24, regression, half the rate"
+    tried = {
+        "v1": {"dense": {1: 0.5, 2: 0.7}, "sums": {1: 0.0, 2: 0.2}},
+        clip: {"dense": {1: 0.6, 2: 0.8}, "sums": {1: 0.9, 2: 0.9}},
+        regression: {"dense": {1: 0.7, 2: 0.9}, "sums": {1: 0.2, 2: 0.4}},
+        "before": {"dense": {1: 9.0, 2: 9.0}, "sums": {1: 9.0}},  # did not run on all seeds
+    }
+    leads = defaults.ranked(tried, 2)
+    assert [arm for _, arm in leads] == [regression, clip] and leads[0][0] == pytest.approx(0.2)
+    assert defaults.chosen(leads)["arm"] == regression, "0.1 more is more than the margin"
+    nearly = [(0.14, regression), (0.1, clip)]
+    assert defaults.chosen(nearly)["arm"] == clip, "0.04 more is not worth another objective"
+    assert defaults.chosen([(0.1, clip), (0.0, regression)])["arm"] == clip
 
 
 def test_other_orders_of_replay(program):

@@ -1,4 +1,4 @@
-"""Finds Chromium for the browser tests; run as a program, it installs one where there is none."""
+"""Finds Chromium for the browser tests and the book on paper; run as a program, it installs one where there is none."""
 
 import os
 import shutil
@@ -16,6 +16,18 @@ FLAGS = [
     "--disable-quic",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
+# A page is drawn when its figures, widgets and formulas are there.
+DRAWN = """() => {
+  const figures = [...document.querySelectorAll('figure.plotly-figure')];
+  const views = [...document.querySelectorAll('script[type="application/vnd.jupyter.widget-view+json"]')];
+  const drawn = (view) => view.parentElement.querySelector('.jupyter-widgets, .widget-subarea *') !== null;
+  const mathDone = !document.querySelector('.math') || document.querySelector('mjx-container');
+  return figures.every((figure) => figure.dataset.drawn) && views.every(drawn) && mathDone;
+}"""
+# What those have put off, to the next picture or to a quiet moment, is done as well.
+SETTLED = """() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(
+  () => requestIdleCallback(done, { timeout: 2000 })
+)))"""
 
 
 def installed() -> str | None:
