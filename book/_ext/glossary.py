@@ -39,7 +39,7 @@ def plain(text: str) -> str:
     for tex, symbol in SYMBOLS.items():
         text = text.replace(tex, symbol)
     text = re.sub(r"[$`*]", "", text)
-    return re.sub(r"_\{?(\w+)\}?", r"_\1", text)
+    return " ".join(re.sub(r"_\{?(\w+)\}?", r"_\1", text).split())
 
 
 @cache

@@ -23,7 +23,7 @@
   all("mjx-container").forEach((container) => {
     const math = container.querySelector("mjx-assistive-mml math");
     if (container.getAttribute("display") === "true") math.setAttribute("display", "block");
-    container.replaceWith(math);
+    container.replaceWith(container.closest("h1, h2, h3, h4") ? math.textContent : math); // no formulas in the contents
   });
 
   // Code: its text, and the language where it is Python
@@ -52,6 +52,21 @@
     "script, style, button, form, input, svg, nav, .headerlink, .copybtn, .visually-hidden, .loop-map, .quiz-end, " +
       ".exercise-effort, .prev-next-area, [hidden], .your-run",
   ).forEach((part) => part.remove());
+
+  // Sections are what their headings say; pandoc keeps the anchors of headings, spans and boxes alone
+  all("section").reverse().forEach((section) => {
+    const heading = section.querySelector(":scope > :is(h1, h2, h3, h4)");
+    const anchors = [section, heading].filter((part) => part?.id).map((part) => part.id);
+    if (heading && anchors.length) {
+      heading.id = anchors.shift();
+      heading.append(...anchors.map((id) => Object.assign(make("span"), { id })));
+    }
+    section.replaceWith(...section.childNodes);
+  });
+  all("[id]:not(h1, h2, h3, h4, span, div)").forEach((part) => {
+    if (/^(DT|DD|LI|P|TD|TH|FIGCAPTION)$/.test(part.tagName)) part.prepend(Object.assign(make("span"), { id: part.id }));
+    part.removeAttribute("id");
+  });
 
   // Anchors are told apart by their page; links within the book lead there, all others stay
   all("[id]").forEach((part) => (part.id = `${slug}--${part.id}`));

@@ -9,15 +9,14 @@ the PDF is printed page by page, and the links between pages lead to pages of th
 
 import argparse
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
 
 import yaml
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 import chromium
 import toc
@@ -31,15 +30,24 @@ ON_PAPER = """
 .ppo-widget { border: 0 !important; padding: 0 !important; }
 """
 PRINTED = """
-@page { size: A4; margin: 18mm 16mm; }
+@page { size: A4; margin: 14mm 12mm; }
 .bd-header, .bd-sidebar-primary, .bd-sidebar-secondary, .bd-header-article, .prev-next-area, .bd-footer, .skip-link,
 .quiz, .loop-map, .exercise-effort, .headerlink, .copybtn, .decision-guide, .ppo-run, .bd-footer-content,
-#pst-back-to-top { display: none !important; }
+#pst-back-to-top, #jb-print-docs-body > :not(h1), #jb-print-docs-body .print-toc { display: none !important; }
 details > summary .expanded, details > summary::after { display: none !important; }
 pre { white-space: pre-wrap !important; overflow-wrap: anywhere; }
-figure, table, pre { break-inside: avoid-page; }
+figure, table, .cell_input, .cell_output { break-inside: avoid-page; }
 h1, h2, h3 { break-after: avoid-page; }
-.ppo-controls { pointer-events: none; }
+"""
+ONE_PAGE = """
+@page { size: A4 landscape; margin: 7mm; }
+#jb-print-docs-body { display: none !important; }
+article, article :is(p, td, th, code) { font-size: 8.6pt !important; line-height: 1.22 !important; }
+article h1 { font-size: 13pt !important; margin: 0 !important; display: block !important; }
+article p { margin: 0 0 2pt !important; }
+article table { break-inside: auto !important; margin: 0 !important; width: 100% !important; }
+article :is(td, th) { padding: 1.5pt 3pt !important; }
+.bd-main .bd-content .bd-article-container { max-width: none !important; padding: 0 !important; }
 """
 WITHIN = re.compile(r'<a\b[^>]*href="#([^"]*)"[^>]*>(.*?)</a>', re.DOTALL)
 HEAD = '<!doctype html><html lang="en"><head><meta charset="utf-8"></head>'
@@ -67,17 +75,10 @@ def slug_of(page: str) -> str:
     return page.replace("/", "-").replace("_", "-")
 
 
-@contextmanager
-def browser_page(scale: float = 1.5) -> Iterator[Page]:
-    """A page of a browser that can reach nothing but files; figures are drawn for light paper."""
-    path = chromium.installed()
-    if not path:
-        sys.exit("no Chromium: run `make browser`")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=chromium.FLAGS)
-        size = {"width": 900, "height": 1200}
-        yield browser.new_page(viewport=size, device_scale_factor=scale, color_scheme="light", reduced_motion="reduce")
-        browser.close()
+def paper(browser: Browser) -> Page:
+    """A page of the browser, light, in which figures are drawn as large as they are wanted on paper."""
+    size = {"width": 900, "height": 1200}
+    return browser.new_page(viewport=size, device_scale_factor=1.5, color_scheme="light", reduced_motion="reduce")
 
 
 def open_page(page: Page, html: Path, name: str, style: str) -> None:
@@ -109,23 +110,23 @@ def draw(page: Page, folder: Path, slug: str) -> list[dict[str, str]]:
     return found
 
 
-def epub(html: Path, target: Path, names: list[str]) -> None:
+def epub(page: Page, html: Path, target: Path, names: list[str]) -> None:
     """Write the pages `names` as an EPUB."""
     import pypandoc
 
     folder = target.with_suffix(".pages")
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     slugs = {f"{html.as_uri().removeprefix('file://')}/{name}.html": slug_of(name) for name in names}
     written, known = [], set()
-    with browser_page() as page:
-        for name in names:
-            open_page(page, html, name, ON_PAPER)
-            slug = slug_of(name)
-            pictures = draw(page, folder, slug)
-            flat = page.evaluate(f"({FLATTEN.strip()})", {"slug": slug, "slugs": slugs, "pictures": pictures})
-            known |= {*flat["ids"]}
-            written.append((folder / f"{slug}.html", flat["html"]))
-            print(f"{name}: {len(pictures)} figures", flush=True)
+    for name in names:
+        open_page(page, html, name, ON_PAPER)
+        slug = slug_of(name)
+        pictures = draw(page, folder, slug)
+        flat = page.evaluate(f"({FLATTEN.strip()})", {"slug": slug, "slugs": slugs, "pictures": pictures})
+        known |= {*flat["ids"]}
+        written.append((folder / f"{len(written):02}-{slug}.html", flat["html"]))  # pypandoc sorts files by name
+        print(f"{name}: {len(pictures)} figures", flush=True)
     for file, body in written:
         # a link to what is not in the book, such as a class that only the site has, is plain text
         body = WITHIN.sub(lambda link: link[0] if link[1] in known else link[2], body)
@@ -150,36 +151,36 @@ def check(file: Path) -> None:
         sys.exit(f"{file} is no valid EPUB:\n{done.stderr[-4000:]}")
 
 
-def pdf(html: Path, target: Path, names: list[str]) -> None:
-    """Print the pages `names` and bind them: an outline entry each, links between them lead within."""
+def pdf(page: Page, html: Path, target: Path, names: list[str], style: str = "") -> None:
+    """Print the pages `names`, with more `style`, and bind them: an outline entry each, links lead within."""
     from pypdf import PdfReader, PdfWriter
     from pypdf.annotations import Link
-    from pypdf.generic import ArrayObject, DictionaryObject, Fit, NameObject
+    from pypdf.generic import ArrayObject, Fit, NameObject
 
     parts = []
-    with browser_page() as page:
-        for name in names:
-            open_page(page, html, name, PRINTED)
-            file = target.with_suffix(f".{slug_of(name)}.pdf")
-            page.pdf(path=file, prefer_css_page_size=True, print_background=True)
-            parts.append((name, page.title().partition(" — ")[0], file))
+    for name in names:
+        open_page(page, html, name, PRINTED + style)
+        file = target.with_suffix(f".{slug_of(name)}.pdf")
+        page.pdf(path=file, prefer_css_page_size=True, print_background=True, scale=0.85)
+        parts.append((name, page.title().partition(" — ")[0], file))
     writer, first = PdfWriter(), {}
     for name, heading, file in parts:
         first[f"{(html / name).as_uri()}.html"] = len(writer.pages)
         writer.append(PdfReader(file), outline_item=heading, import_outline=False)
-    for sheet in writer.pages:
-        kept = ArrayObject()
+    for number, sheet in enumerate(writer.pages):
+        kept, links = ArrayObject(), []
         for reference in sheet.get("/Annots", ()):
             note = reference.get_object()
-            address = unquote(str(note.get("/A", DictionaryObject()).get("/URI", "")))
+            address = unquote(str(note.get("/A", {}).get("/URI", "")))
             place = first.get(address.partition("#")[0])
             if place is not None:
-                link = Link(rect=note["/Rect"], target_page_index=place, fit=Fit.fit())
-                kept.append(writer._add_object(link))
+                links.append(Link(rect=note["/Rect"], target_page_index=place, fit=Fit.fit()))
             elif not address.startswith("file:"):
                 kept.append(reference)
         if "/Annots" in sheet:
             sheet[NameObject("/Annots")] = kept
+        for link in links:
+            writer.add_annotation(number, link)
     writer.add_metadata({"/Title": title()})
     writer.compress_identical_objects()
     writer.write(target)
@@ -191,19 +192,29 @@ def pdf(html: Path, target: Path, names: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["epub", "pdf"])
+    parser.add_argument(
+        "--only", nargs="+", metavar="PAGE", help="these pages alone, such as chapters/05_clipped_objective"
+    )
     parser.add_argument("--build", type=Path, default=toc.ROOT / "_build")
     options = parser.parse_args()
     build = options.build.resolve()
     if not (build / "html/index.html").exists():
         sys.exit(f"no site in {build / 'html'}: run `make book` first")
+    path = chromium.installed()
+    if not path:
+        sys.exit("no Chromium: run `make browser`")
+    chosen, target = options.only or pages(), build / f"ppo-book.{options.what}"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=chromium.FLAGS)
+        page = paper(browser)
+        if options.what == "epub":
+            epub(page, build / "html", target, chosen)
+        else:
+            pdf(page, build / "html", build / "cheat-sheet.pdf", [CHEAT_SHEET], ONE_PAGE)
+            pdf(page, build / "html", target, chosen)
+        browser.close()
     if options.what == "epub":
-        target = build / "ppo-book.epub"
-        epub(build / "html", target, pages())
         check(target)
-    else:
-        pdf(build / "html", build / "cheat-sheet.pdf", [CHEAT_SHEET])
-        target = build / "ppo-book.pdf"
-        pdf(build / "html", target, pages())
     print(f"\nTake it home: {target}")
 
 

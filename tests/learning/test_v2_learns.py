@@ -30,15 +30,15 @@ def test_v2_learns_from_few_responses(threshold):
     threshold.above(held_out, 0.6, "v2's held-out gold reward (lower: prompts learned by heart)")
     threshold.below(history[-1]["objective/kl"], 40, "the KL that v2's reward was bought with")
     assert history[-1]["efficiency/generated_responses"] == 240, "more was generated than counted"
-    assert 3 < history[-1]["efficiency/reuse_ratio"] <= 8, "replay adds less than it is set to"
+    assert 1.5 < history[-1]["efficiency/reuse_ratio"] <= 2, "replay adds less than it is set to"
 
 
 def test_two_runs_of_a_seed_are_one_and_an_interrupted_one_is_the_same(tmp_path):
     """Settings that use every part of the buffer."""
     world = worlds.load("reviews")
     settings = dict(
-        total_episodes=64, replay_sample_size=24, num_ppo_epochs=1, replay_priority=0.7, replay_keep_best=0.02,
-        replay_buffer_size=50, replay_anneal=0.4, device="cpu", save_every=1,
+        total_episodes=64, batch_size=8, replay_sample_size=24, num_ppo_epochs=1, replay_priority=0.7,
+        replay_keep_best=0.02, replay_buffer_size=50, replay_anneal=0.4, device="cpu", save_every=1,
     )  # fmt: skip
 
     def run(folder, stop=None, **others):

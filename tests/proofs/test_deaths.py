@@ -111,7 +111,7 @@ def run_with_replay(folder: Path, dies_in: int | None = None) -> None:
     try:
         torch.set_num_threads(1)
         trainer = PPOTrainerWithReplay(
-            resume_from_checkpoint=True, output_dir=str(folder), total_episodes=48, replay_sample_size=24,
+            resume_from_checkpoint=True, output_dir=str(folder), total_episodes=48, batch_size=8, replay_sample_size=24,
             num_ppo_epochs=1, max_replay_reuse=2, save_every=2, device="cpu",
         )  # fmt: skip
         update = trainer.buffer.add  # the last thing that an update does

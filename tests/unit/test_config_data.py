@@ -122,14 +122,14 @@ RULES = [
      "`report_to` names wandb, which writes to `output_dir`: set it"),
     (PPOConfigV1, {"report_to": ["console"]}, {"report_to": ["tensorboard"]},
      "`report_to` names tensorboard, which writes to `output_dir`: set it"),
-    (ReplayConfig, {"minibatch_size": 64}, {"minibatch_size": 65},
-     "`minibatch_size`=65 is larger than an update of 8 fresh and 56 replayed responses: lower"),
+    (ReplayConfig, {"minibatch_size": 32}, {"minibatch_size": 33},
+     "`minibatch_size`=33 is larger than an update of 16 fresh and 16 replayed responses: lower"),
     (ReplayConfig, {"gradient_accumulation_steps": 2, "batch_size": 4, "replay_sample_size": 2, "minibatch_size": 5},
      {"minibatch_size": 6}, "8 fresh and 2 replayed responses, divided by gradient_accumulation_steps = 2: lower"),
-    (ReplayConfig, {"use_replay_buffer": False, "minibatch_size": 8}, {"minibatch_size": 9},
-     "`minibatch_size`=9 is larger than the rollout .* 8 responses: lower"),
-    (ReplayConfig, {"replay_sample_size": 6, "minibatch_size": 8, "replay_buffer_size": 8}, {"replay_buffer_size": 7},
-     "`replay_buffer_size`=7 has no room for one rollout of 8 responses: raise"),
+    (ReplayConfig, {"use_replay_buffer": False, "minibatch_size": 16}, {"minibatch_size": 17},
+     "`minibatch_size`=17 is larger than the rollout .* 16 responses: lower"),
+    (ReplayConfig, {"replay_sample_size": 6, "minibatch_size": 16, "replay_buffer_size": 16},
+     {"replay_buffer_size": 15}, "`replay_buffer_size`=15 has no room for one rollout of 16 responses: raise"),
     (ReplayConfig, {"replay_sample_size": 1000}, {"replay_sample_size": 1001},
      "`replay_sample_size`=1001 is more than the buffer can hold: .* `replay_buffer_size`=1000"),
     (ReplayConfig, {"replay_keep_best": 0.001}, {"replay_keep_best": 0.0009},
@@ -267,6 +267,11 @@ def test_the_sizes_of_the_buffer_are_taken_where_they_are_asked_for(tmp_path, mo
 def test_defaults_are_told_as_yaml_spells_them():
     rows = {row["name"]: row for row in described_settings()}
     spelt = {name: rows[name]["default"] for name in ("model", "output_dir", "bootstrap_cut", "learning_rate")}
-    assert spelt == {"model": "reviews", "output_dir": "null", "bootstrap_cut": "false", "learning_rate": "0.001"}
+    assert spelt == {
+        "model": "reviews",
+        "output_dir": "null",
+        "bootstrap_cut": "false",
+        "learning_rate": "0.001 (v2: 0.0005)",
+    }
     assert rows["output_dir"]["text"].endswith("null writes nothing"), "a description says None, which YAML has not"
-    assert rows["batch_size"]["default"] == "32 (v2: 8)", "another default of a later stage is not told"
+    assert rows["batch_size"]["default"] == "32 (v2: 16)", "another default of a later stage is not told"

@@ -272,7 +272,7 @@ def length(prompts, responses):
     [
         (PPOConfigV1(report_to=["tensorboard"], output_dir="out", total_episodes=320), None, ["a"],
          "about 41 s: 10 updates of 2 s and 3 evaluations of 7 s; an estimate"),
-        (ReplayConfig(total_episodes=320), length, None, "about 80 s: 40 updates of 2 s; an estimate"),
+        (ReplayConfig(total_episodes=320), length, None, "about 40 s: 20 updates of 2 s; an estimate"),
         (PPOConfigV1(model="somebody/else", total_episodes=320), None, None,
          "about 20 s: 10 updates of 2 s; an estimate from one measured update on this machine (cpu), without saving, "
          "and without a reward, which is still to be named"),

@@ -94,6 +94,7 @@ def test_report_seeds_chose_nothing_and_arms_share_no_luck(study, monkeypatch):
     assert not every & set(range(1, study.ROUNDS[-1][1] + 1)), "seeds that chose the settings report on them"
     assert len(study.SEEDS) >= 20 and len(study.MORE_SEEDS["sparse"]) >= 30, "fewer report seeds than were promised"
     frozen = {"chosen": {"dense": {family: {"settings": {"batch_size": 8}} for family in study.FAMILIES}}}
+    frozen["defaults"] = {family: {"batch_size": 9, "lam": 0.9} for family in study.FAMILIES}
     (study.FOLDER / "frozen.json").write_text(json.dumps(frozen))
 
     def noted(task, family, settings, seed, every, meter):
@@ -108,6 +109,18 @@ def test_report_seeds_chose_nothing_and_arms_share_no_luck(study, monkeypatch):
     assert families[:8] == ["ppo"] * 2 + ["replay"] * 2 + ["ppo"] * 2 + ["replay"] * 2, "an arm is of another family"
     assert {settings["total_episodes"] for *_, settings, _ in used.values()} == {640}, "a report run is not whole"
     assert {every for *_, every in used.values()} == {8}, "a report run is not evaluated each 8 responses"
+    frozen = {(settings["batch_size"], settings["lam"]) for *_, settings, _ in used.values()}
+    assert frozen == {(8, 0.9)}, "what was chosen goes over the defaults of that day"
+
+
+def test_the_defaults_of_the_day_are_frozen_with_what_was_chosen(study):
+    for family, config in CONFIGS.items():
+        kept = study.others(family)
+        run = CONFIGS[family](**kept, total_episodes=64)
+        assert {name for name in vars(run) if name not in kept} == {
+            name for name in study.OF_THE_RUN if hasattr(run, name)
+        }, f"{family}: a setting is neither frozen nor one of the run"
+        assert kept["learning_rate"] == config().learning_rate
 
 
 def test_a_hot_run_is_judged_at_temperature_one_and_pays_nothing_for_it(study):
