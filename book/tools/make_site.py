@@ -112,6 +112,24 @@ def inputs_digest(source: Path) -> str:
     return json.dumps(parts)
 
 
+# Pages that were merged into others: old address → new one. A reader who kept it is led on.
+MOVED = {"book/faq": "book/decision_guide", "book/v0_against_v1": "book/versions_compared"}
+LED_ON = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<link rel="canonical" href="{address}"><link rel="icon" href="data:,">
+<meta http-equiv="refresh" content="0; url={address}"></head>
+<body><p>This page is now part of <a href="{address}">{title}</a>.</p></body></html>
+"""
+
+
+def lead_on(html: Path) -> None:
+    """Write a page at each old address that leads to the new one."""
+    for old, new in MOVED.items():
+        if (html / f"{new}.html").exists():
+            address = os.path.relpath(html / f"{new}.html", (html / old).parent)
+            title = toc.source(new).read_text("utf8").partition("\n")[0].removeprefix("# ")
+            (html / f"{old}.html").write_text(LED_ON.format(title=title, address=address), "utf8")
+
+
 def render(build: Path, source: Path, strict: bool = True) -> None:
     """Run Jupyter Book, `strict` with every warning an error; an earlier site stays until this one is complete."""
     fresh = build / "_build"
@@ -125,6 +143,7 @@ def render(build: Path, source: Path, strict: bool = True) -> None:
         sys.exit("the site was not built: see the warnings above")
     with open(fresh / "html/index.html", "a", encoding="utf8") as redirect:
         redirect.write('<link rel="icon" href="data:," />\n')  # or a slow browser asks for /favicon.ico
+    lead_on(fresh / "html")
     shutil.rmtree(build / "html", ignore_errors=True)
     (fresh / "html").rename(build / "html")
     shutil.rmtree(fresh)

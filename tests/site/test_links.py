@@ -5,9 +5,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pytest
 import yaml
 
 import cells
+import make_site
 import toc
 from built import BUILD, HTML
 
@@ -74,3 +76,13 @@ def test_executed_chapters_name_no_folder_of_the_machine_that_built_them(chapter
     text = (BUILD / "executed" / f"{name}.ipynb").read_text("utf8")
     assert str(toc.ROOT) not in text, f"an output of {name} shows {toc.ROOT}"
     assert cells.repository(), "no repository in _config.yml"
+
+
+@pytest.mark.parametrize("old", make_site.MOVED)
+def test_an_old_address_leads_on(windows, old):
+    if not (HTML / f"{make_site.MOVED[old]}.html").exists():
+        pytest.skip("a build without the page that it leads to")
+    page = windows("moved", over="file").page
+    page.goto((HTML / f"{old}.html").as_uri())
+    page.wait_for_url(f"**/{make_site.MOVED[old]}.html")
+    assert page.locator("article h1").is_visible()

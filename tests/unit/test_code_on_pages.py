@@ -13,12 +13,10 @@ from ppo_lib import ppo, worlds
 
 PAGES = [
     "usage_guide",
-    "v0_against_v1",
     "v1_improvements",
     "replay_guide",
     "versions_compared",
     "decision_guide",
-    "faq",
 ]
 BLOCK = re.compile(r"<!-- (?:run|file: (?P<file>\S+)) -->\n```(?P<language>\w+)\n(?P<code>.*?)```", re.S)
 SMALL = {"batch_size": 4, "minibatch_size": 4, "max_new_tokens": 4, "num_ppo_epochs": 1}

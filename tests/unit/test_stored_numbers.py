@@ -393,7 +393,7 @@ def test_replay_without_guards_ends_lower_while_the_score_rises():
         assert shown.replace("0.003", "3e-3").replace('"', '\\"') in chapter, shown
 
 
-SAYS_TIMES = ("versions_compared", "v0_against_v1", "v1_improvements", "speed", "faq", "replay_guide")
+SAYS_TIMES = ("versions_compared", "v1_improvements", "speed", "decision_guide", "replay_guide")
 
 
 @pytest.mark.parametrize("name", SAYS_TIMES)
