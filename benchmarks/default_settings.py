@@ -24,6 +24,7 @@ FOLDER = RESULTS / "default_settings"
 EVERY = 32  # generated responses between evaluations
 ROUNDS = ((None, 1), (6, 3), (2, 6))  # so many settings stay, each with all seeds up to this one
 SEEDS = tuple(range(300, 320))
+NEVER = 0.05  # an end below it, on a task that begins at 0: the run never learned
 MARGIN = 0.05  # by which another objective's smallest lead has to be larger than the clip's
 
 V1 = {"batch_size": 32, "minibatch_size": 32, "num_ppo_epochs": 4, "learning_rate": 1e-3}
@@ -164,6 +165,7 @@ def analyse(arguments) -> dict:
         }
         for arm, of_arm in values.items():
             row: dict = {"runs": len(of_arm["mean"])}
+            row["never_learned"] = sum(end_of(curve) < NEVER for curve in arms[arm].values())
             row |= {measure: round(statistics.fmean(of_arm[measure]), 3) for measure in of_arm}
             if arm != "v1":
                 row |= {

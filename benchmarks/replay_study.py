@@ -291,6 +291,7 @@ def table_of(arms: dict[str, Runs]) -> dict:
         row: dict = {"runs": len(runs), "collapsed": sum(map(collapsed, runs.values()))}
         row["end"] = round(statistics.fmean(map(end_of, runs.values())), 3)
         row["cpu"] = round(statistics.fmean(curve[-1]["cpu"] for curve in runs.values()), 1)
+        row["k"] = round(statistics.fmean(map(price_of_a_token, runs.values())), 2)
         tokens, never = reached(runs, levels[90], "tokens")
         row |= {"tokens": round(statistics.fmean(tokens)), "never": never}
         if against is not runs:
@@ -302,7 +303,35 @@ def table_of(arms: dict[str, Runs]) -> dict:
                 dearer = [{s: with_dearer_generation(c, factor) for s, c in some.items()} for some in (against, runs)]
                 row["faster"][str(share)] = cheaper(*(reached(some, levels[90], "time")[0] for some in dearer))
         table.setdefault("arms", {})[name] = row
+    table["verdict"] = verdict(table["arms"])
     return table
+
+
+def price_of_a_token(curve: list[dict]) -> float:
+    """CPU time of generating a token over that of training on one, in all passes of an update, in a whole run."""
+    last = curve[-1]
+    trained = sum(
+        after["reuse"] * after["tokens"] - before["reuse"] * before["tokens"]
+        for before, after in itertools.pairwise(curve)
+    )
+    return (last["generating"] / last["tokens"]) / ((last["cpu"] - last["generating"]) / trained)
+
+
+def verdict(arms: dict) -> str:
+    """In words, by a rule: what the lower ends of the intervals at 90 % allow, and whether the controls hold 1."""
+    replay = arms["replay"]
+    if replay["cheaper"]["90"][1] <= 1:
+        words = "v1: no gain is shown"
+    elif replay["faster"]["60"][1] > 1:
+        words = "v2"
+    else:
+        words = "v2 where you pay by the token, v1 where you pay by the hour"
+    if replay["end_less"][2] < 0:
+        words += "; v2 ends lower"
+    lucky = [name for name in ("twin", "reshuffle") if not 0.9 <= arms[name]["cheaper"]["90"][0] <= 1.1]
+    return words + (
+        f" (luck: the control {' and the control '.join(lucky)} is off by more than a tenth)" if lucky else ""
+    )
 
 
 def analyse(arguments) -> dict:

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from docutils import nodes
+from sphinx import addnodes
 
 PAGE = "book/notation"
 HEADING = "Glossary"
@@ -23,7 +24,8 @@ ENTRY = re.compile(r"^(?P<term>\S[^\n]*)\n: (?P<text>(?:.+\n?)+)", re.MULTILINE)
 SYMBOLS = {r"\pi": "π", r"\rho": "ρ", r"\varepsilon": "ε", r"\delta": "δ", r"\pm": "±", r"\|": "‖", r"\,": " "}
 WITHIN = (nodes.paragraph, nodes.list_item)
 NOT_WITHIN = (
-    nodes.reference, nodes.literal, nodes.title, nodes.caption, nodes.raw, nodes.term, nodes.math, nodes.table,
+    nodes.reference, addnodes.pending_xref, nodes.literal, nodes.title, nodes.caption, nodes.raw, nodes.term,
+    nodes.math, nodes.table,
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ document.addEventListener("DOMContentLoaded", function () {
   function show(term) {
     card.textContent = term.dataset.card;
     card.hidden = false;
+    card.style.left = "0"; // or it is measured in what room the last word left it
     term.setAttribute("aria-describedby", card.id);
     const word = term.getClientRects()[0];
     const room = document.documentElement.clientWidth - card.offsetWidth - 8;

@@ -23,7 +23,7 @@ import nbformat
 import cells
 import toc
 
-UNREAD = ("sturdy", "mutants", "replay_study", "default_settings")  # folders of stored results that no chapter reads
+UNREAD = ("sturdy", "mutants", "default_settings")  # folders of stored results that no chapter reads
 SHOWN_LIBRARIES = ("torch", "transformers", "numpy", "plotly", "anywidget", "ipywidgets")
 # Figures as data rather than as a page of script; no progress bars left in the pages; weights from the installed
 # package rather than from whatever the hub serves today; a claim that does not hold is an error.

@@ -116,7 +116,8 @@ def inputs_digest(source: Path) -> str:
 MOVED = {"book/faq": "book/decision_guide", "book/v0_against_v1": "book/versions_compared"}
 LED_ON = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <link rel="canonical" href="{address}"><link rel="icon" href="data:,">
-<meta http-equiv="refresh" content="0; url={address}"></head>
+<script>location.replace("{address}" + location.hash)</script>
+<meta http-equiv="refresh" content="1; url={address}"></head>
 <body><p>This page is now part of <a href="{address}">{title}</a>.</p></body></html>
 """
 

@@ -32,7 +32,7 @@ ON_PAPER = """
 PRINTED = """
 @page { size: A4; margin: 14mm 12mm; }
 .bd-header, .bd-sidebar-primary, .bd-sidebar-secondary, .bd-header-article, .prev-next-area, .bd-footer, .skip-link,
-.quiz, .loop-map, .exercise-effort, .headerlink, .copybtn, .decision-guide, .ppo-run, .bd-footer-content,
+section:has(> .quiz), .loop-map, .exercise-effort, .headerlink, .copybtn, .decision-guide, .ppo-run, .bd-footer-content,
 #pst-back-to-top, #jb-print-docs-body > :not(h1), #jb-print-docs-body .print-toc { display: none !important; }
 details > summary .expanded, details > summary::after { display: none !important; }
 pre { white-space: pre-wrap !important; overflow-wrap: anywhere; }
@@ -165,7 +165,7 @@ def pdf(page: Page, html: Path, target: Path, names: list[str], style: str = "")
         parts.append((name, page.title().partition(" — ")[0], file))
     writer, first = PdfWriter(), {}
     for name, heading, file in parts:
-        first[f"{(html / name).as_uri()}.html"] = len(writer.pages)
+        first[unquote((html / f"{name}.html").as_uri())] = len(writer.pages)
         writer.append(PdfReader(file), outline_item=heading, import_outline=False)
     for number, sheet in enumerate(writer.pages):
         kept, links = ArrayObject(), []

@@ -8,10 +8,12 @@ PATHS = {
     ("learning",): ANSWERS[:1],
     ("idea",): ANSWERS[1:2],
     ("production",): ANSWERS[2:],
-    ("production", "plenty"): ANSWERS[2:3],
-    ("production", "scarce"): ANSWERS[3:],
-    ("production", "scarce", "large"): ANSWERS[3:4],
-    ("production", "scarce", "small"): ANSWERS[4:],
+    ("production", "hour"): ANSWERS[2:3],
+    ("production", "token"): ANSWERS[2:],
+    ("production", "token", "telling"): ANSWERS[2:3],
+    ("production", "token", "rare"): ANSWERS[3:],
+    ("production", "token", "rare", "large"): ANSWERS[3:4],
+    ("production", "token", "rare", "small"): ANSWERS[4:],
 }
 
 
@@ -49,9 +51,9 @@ def test_choices_leave_the_answers_that_are_possible(guide, path):
     assert_shown(page, PATHS[path])
     assert said(page).startswith("The answer: " if len(PATHS[path]) == 1 else f"{len(PATHS[path])} answers are left")
     open_questions = page.locator(".decision-guide fieldset:visible").count()
-    assert open_questions == min(len(path) + (len(PATHS[path]) > 1), 3), "a question is missing or too many"
+    assert open_questions == min(len(path) + (len(PATHS[path]) > 1), 4), "a question is missing or too many"
     page.get_by_role("button", name="Begin again").click()
-    page.wait_for_function("() => document.querySelectorAll('.decision-guide fieldset[hidden]').length === 2")
+    page.wait_for_function("() => document.querySelectorAll('.decision-guide fieldset[hidden]').length === 3")
     assert_shown(page, ANSWERS)
     assert not guide.errors and not guide.elsewhere, [guide.errors, guide.elsewhere]
 
@@ -67,7 +69,7 @@ def test_the_keyboard_is_enough(visit):
     assert page.locator(".decision-guide input[value=production]").is_checked()
     page.keyboard.press("Tab")
     page.keyboard.press("Space")
-    assert said(page).startswith("The answer: Production, plenty")
+    assert said(page).startswith("The answer: Production, by the hour")
     assert not page.evaluate("window.leaked"), "a key pressed in the guide reached the page and may turn the leaf"
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
@@ -77,11 +79,12 @@ def test_the_keyboard_is_enough(visit):
 def test_every_choice_has_a_name_and_every_question_a_legend(visit):
     page = visit(PAGE).page
     page.locator(".decision-guide input[value=production]").check()
-    page.locator(".decision-guide input[value=scarce]").check()
+    page.locator(".decision-guide input[value=token]").check()
+    page.locator(".decision-guide input[value=rare]").check()
     names = page.locator(".decision-guide").aria_snapshot()
-    for group in ("What are you after?", "New responses to train on are …", "The GPU has …"):
+    for group in ("What are you after?", "You pay …", "The reward …", "The GPU has …"):
         assert f'group "{group}"' in names
-    assert page.get_by_role("radio").count() == 7
+    assert page.get_by_role("radio").count() == 9
     assert page.get_by_role("radio", name="more than 16 GB").is_visible()
 
 
@@ -97,7 +100,8 @@ def test_a_link_to_a_hidden_answer_shows_it(visit):
 def test_it_fits_a_phone(visit, theme):
     page = visit(PAGE, theme=theme, width=390).page
     page.locator(".decision-guide input[value=production]").check()
-    page.locator(".decision-guide input[value=scarce]").check()
+    page.locator(".decision-guide input[value=token]").check()
+    page.locator(".decision-guide input[value=rare]").check()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     for label in page.locator(".decision-guide label").all():
         box = label.bounding_box()

@@ -319,7 +319,7 @@ def test_explorer_shows_the_setting_that_its_sliders_stand_on(explorer_page):
 
 def test_explorer_goes_to_the_settings_that_teach_most(explorer_page):
     page = explorer_page()
-    for name, reuse in {"most gain": "5", "least gain": "1.25", "deepest fall": "1.25"}.items():
+    for name, reuse in {"most gain": "5", "least gain": "1.25", "lowest end": "1.25"}.items():
         page.get_by_role("button", name=name).click()
         shows(page, reuse=reuse)
     assert not page.errors, page.errors

@@ -1,4 +1,4 @@
-"""What the FAQ says of moving between v0, v1 and v2: models in every direction, settings forwards only."""
+"""What the decision guide says of moving between v0, v1 and v2: models in every direction, settings forwards only."""
 
 import itertools
 

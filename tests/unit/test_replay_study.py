@@ -157,7 +157,7 @@ def curve_that_arrives(at: int, level: float = 1.0, long: int = 400, step: int =
     """From −1 to `level` at `at` responses, at one go; `tokens` a response, a second each, half of it generating."""
     return [
         {"responses": n, "tokens": n * tokens, "objective": level if n >= at else -1.0, "cpu": float(n),
-         "generating": n / 2, "steps": n}
+         "generating": n / 2, "steps": n, "reuse": 1.0}
         for n in range(0, long + 1, step)
     ]  # fmt: skip
 
@@ -204,3 +204,31 @@ def test_intervals_hold_what_they_say(study):
 def test_the_end_of_a_run_is_its_last_160_responses(study):
     curve = [{"responses": n, "objective": float(n)} for n in range(0, 641, 32)]
     assert study.end_of(curve) == statistics.fmean([512, 544, 576, 608, 640]), "not the last 160 responses"
+
+
+def test_the_price_of_a_token_by_hand(study):
+    """Of 100 tokens generated in 2 s and 300 trained on in 12 s: 0.02 s and 0.04 s each."""
+    curve = [
+        {"tokens": 0, "reuse": 1.0, "cpu": 0.0, "generating": 0.0},
+        {"tokens": 50, "reuse": 2.0, "cpu": 7.0, "generating": 1.0},
+        {"tokens": 100, "reuse": 3.0, "cpu": 14.0, "generating": 2.0},
+    ]
+    assert study.price_of_a_token(curve) == pytest.approx(0.02 / 0.04)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "time", "end", "twin", "words"),
+    [
+        ([1.2, 0.99, 1.5], [2.0, 1.5, 3.0], [0, -1, 1], 1.0, "v1: no gain is shown"),
+        ([1.2, 1.01, 1.5], [1.2, 0.9, 1.5], [0, -1, 1], 1.0,
+         "v2 where you pay by the token, v1 where you pay by the hour"),
+        ([1.2, 1.01, 1.5], [1.2, 1.1, 1.5], [0, -1, 1], 1.0, "v2"),
+        ([1.2, 1.01, 1.5], [1.2, 1.1, 1.5], [-0.2, -0.3, -0.1], 1.0, "v2; v2 ends lower"),
+        ([1.2, 1.01, 1.5], [1.2, 1.1, 1.5], [0, -1, 1], 1.11,
+         "v2 (luck: the control twin is off by more than a tenth)"),
+    ],
+)  # fmt: skip
+def test_the_verdict_follows_from_the_lower_ends(study, tokens, time, end, twin, words):
+    arms = {name: {"cheaper": {"90": [ratio, 0.5, 2.0]}} for name, ratio in (("twin", twin), ("reshuffle", 0.9))}
+    arms["replay"] = {"cheaper": {"90": tokens}, "faster": {"60": time}, "end_less": end}
+    assert study.verdict(arms) == words

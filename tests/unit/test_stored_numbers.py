@@ -326,7 +326,7 @@ def test_sentences_about_v2_in_words():
 
 
 def test_sentences_about_the_preset_in_words():
-    """What "v0 against v1" says beside the numbers that it takes from the file."""
+    """What the results page says beside the numbers that it takes from the file."""
     found = stored.load("preset_8gb/summary.json")
     v0, v1 = (run["held_out_after"]["score"] - run["held_out_before"]["score"] for run in found["runs"])
     assert v1 > v0 and found["updates_planned"] * 8 == 160
@@ -378,7 +378,7 @@ def test_grpo_needs_more_tokens_than_tuned_ppo_but_on_one_task():
 
 
 def test_replay_without_guards_ends_lower_while_the_score_rises():
-    """The FAQ says so, and chapter 12 shows the settings of these runs."""
+    """The decision guide says so, and chapter 12 shows the settings of these runs."""
     runs: dict = {}
     for row in stored.load("without_guards/curves.csv"):
         runs.setdefault(row["arm"], {}).setdefault(row["seed"], []).append(row)

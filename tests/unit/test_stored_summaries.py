@@ -61,6 +61,15 @@ def test_the_settings_of_sample_efficiency(program):
         assert arms.items() <= written["frozen.json"]["settings"][task].items(), f"{task}: not run as tuning chose"
 
 
+def test_the_second_study_of_replay(program):
+    """What is frozen is the best of the stored tuning, and the tables are those of the stored runs."""
+    study, written = program("replay_study")
+    study.freeze(stored.load("replay_study/tuning.jsonl"))
+    check(written["frozen.json"], stored.load("replay_study/frozen.json"), "chosen")
+    made = json.loads(json.dumps({"tasks": study.analyse(None)}))
+    check(made, stored.load("replay_study/summary.json"), "tasks")
+
+
 def test_the_defaults_of_v2(program, tmp_path):
     """`ReplayConfig()` is what the rule takes from the stored tuning, and the page's numbers are those of the runs."""
     defaults, written = program("default_settings")

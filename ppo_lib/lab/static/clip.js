@@ -43,10 +43,11 @@ function render({ model, el }) {
   };
   const slider = (label, name, values) =>
     makeSlider(label, values.map(asText), nearest(values, model.get(name)), (at) => set(name, values[at]));
+  const ranges = [...new Set([...RANGES, model.get("cliprange")])].sort((a, b) => a - b);
   const sliders = {
     ratio: [slider("ratio", "ratio", RATIOS), RATIOS],
     advantage: [slider("advantage A", "advantage", ADVANTAGES), ADVANTAGES],
-    cliprange: [slider("ε", "cliprange", RANGES), RANGES],
+    cliprange: [slider("ε", "cliprange", ranges), ranges],
   };
   panel.append(...Object.values(sliders).map(([{ row }]) => row));
   figure.append(panel, svg, status, readout);

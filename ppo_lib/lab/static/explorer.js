@@ -191,7 +191,7 @@ function render({ model, el }) {
   const jumps = {
     "most gain": () => least((point) => -gain(point)),
     "least gain": () => least(gain),
-    "deepest fall": () => least(({ low }) => low.at(-1)),
+    "lowest end": () => least(({ low }) => low.at(-1)),
   };
   const jump = (index) => {
     const positions = [];
