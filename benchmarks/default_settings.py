@@ -17,7 +17,7 @@ import zlib
 import sample_efficiency
 from efficiency_tables import read_curves
 from record import RESULTS, Curves, add_line, provenance, read_lines, write_json
-from replay_study import Judge, end_of, higher, others
+from replay_study import Judge, end_of, higher, mean_of, others
 from sample_efficiency import COLUMNS, TASKS, in_parallel, stored
 
 FOLDER = RESULTS / "default_settings"
@@ -114,7 +114,7 @@ def choose(arguments) -> None:
         random.Random(0).shuffle(jobs)
         for (name, arm, seed), curve in in_parallel(jobs, arguments.workers, work):
             row = {"task": name, "arm": arm, "seed": seed}
-            row |= {"mean": round(statistics.fmean(r["objective"] for r in curve), 4), "end": round(end_of(curve), 4)}
+            row |= {"mean": round(mean_of(curve), 4), "end": round(end_of(curve), 4)}
             add_line(FOLDER / "tuning.jsonl", row | {"tokens": curve[-1]["tokens"], "cpu": round(curve[-1]["cpu"], 1)})
         before = seeds
     write_json(FOLDER / "chosen.json", chosen(ranked(tried_so_far(), before)) | provenance("scipy"))
@@ -156,7 +156,7 @@ def analyse(arguments) -> dict:
     for name, arms in read_curves(FOLDER / "curves.csv").items():
         values = {
             arm: {
-                "mean": [statistics.fmean(row["objective"] for row in curve) for curve in runs.values()],
+                "mean": list(map(mean_of, runs.values())),
                 "end": list(map(end_of, runs.values())),
                 "cpu": [curve[-1]["cpu"] for curve in runs.values()],
                 "tokens": [curve[-1]["tokens"] for curve in runs.values()],

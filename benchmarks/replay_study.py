@@ -189,7 +189,7 @@ def tune(arguments) -> None:
         random.Random(0).shuffle(jobs)  # whatever is slow or busy falls on all families alike
         for (name, family, settings, seed), curve in in_parallel(jobs, arguments.workers, work):
             row = {"task": name, "family": family, "seed": seed}
-            row |= {"mean": round(statistics.fmean(r["objective"] for r in curve), 4), "tokens": curve[-1]["tokens"]}
+            row |= {"mean": round(mean_of(curve), 4), "tokens": curve[-1]["tokens"]}
             row |= {"end": round(curve[-1]["objective"], 3), "cpu": round(curve[-1]["cpu"], 1)}
             add_line(path, row | {"settings": json.loads(settings)})
         before = seeds
@@ -244,9 +244,14 @@ def run(arguments) -> None:
     write_json(FOLDER / "runs.json", provenance("scipy"))
 
 
+def mean_of(curve: list[dict]) -> float:
+    """The mean objective over a whole run."""
+    return statistics.fmean(row["objective"] for row in curve)
+
+
 def end_of(curve: list[dict]) -> float:
     """The mean objective over the last responses of a run."""
-    return statistics.fmean(row["objective"] for row in curve if row["responses"] > curve[-1]["responses"] - LAST)
+    return mean_of([row for row in curve if row["responses"] > curve[-1]["responses"] - LAST])
 
 
 def with_interval(of_means: Callable, baseline: list[float], other: list[float]) -> list[float]:

@@ -71,15 +71,13 @@
   // Anchors are told apart by their page; links within the book lead there, all others stay
   all("[id]").forEach((part) => (part.id = `${slug}--${part.id}`));
   article.querySelector("h1").id = slug;
-  const base = document.querySelector("article.bd-article").baseURI;
   all("a").forEach((link) => {
     const written = link.getAttribute("href");
     if (!written) return;
-    const address = new URL(written, base);
+    const address = new URL(written, document.baseURI);
     const to = slugs[address.pathname];
     if (to) link.setAttribute("href", "#" + (address.hash ? `${to}--${decodeURIComponent(address.hash.slice(1))}` : to));
     else if (address.protocol === "file:") link.replaceWith(...link.childNodes);
   });
-  const known = new Set(all("[id]").map((part) => part.id));
-  return { html: article.innerHTML, ids: [...known] };
+  return { html: article.innerHTML, ids: all("[id]").map((part) => part.id) };
 }

@@ -24,7 +24,7 @@ import toc
 FLATTEN = Path(__file__).with_suffix(".js").read_text("utf8")
 CHEAT_SHEET = "book/cheat_sheet"
 # A figure or a widget, and what of it is drawn: a widget's controls lead nowhere on paper.
-DRAWN = "figure.plotly-figure, figure.ppo-widget, .token-tree, figure.scene"
+PICTURED = "figure.plotly-figure, figure.ppo-widget, .token-tree, figure.scene"
 ON_PAPER = """
 .ppo-controls, .ppo-run, .ppo-widget figcaption, .plotly-figure figcaption { display: none !important; }
 .ppo-widget { border: 0 !important; padding: 0 !important; }
@@ -33,7 +33,7 @@ PRINTED = """
 @page { size: A4; margin: 14mm 12mm; }
 .bd-header, .bd-sidebar-primary, .bd-sidebar-secondary, .bd-header-article, .prev-next-area, .bd-footer, .skip-link,
 section:has(> .quiz), .loop-map, .exercise-effort, .headerlink, .copybtn, .decision-guide, .ppo-run, .bd-footer-content,
-#pst-back-to-top, #jb-print-docs-body > :not(h1), #jb-print-docs-body .print-toc { display: none !important; }
+#pst-back-to-top, #jb-print-docs-body > :not(h1) { display: none !important; }
 details > summary .expanded, details > summary::after { display: none !important; }
 pre { white-space: pre-wrap !important; overflow-wrap: anywhere; }
 figure, table, .cell_input, .cell_output { break-inside: avoid-page; }
@@ -92,7 +92,7 @@ def open_page(page: Page, html: Path, name: str, style: str) -> None:
 def draw(page: Page, folder: Path, slug: str) -> list[dict[str, str]]:
     """A picture of each figure and widget of the open page, with its words and its caption."""
     found = []
-    for number, figure in enumerate(page.query_selector_all(DRAWN)):
+    for number, figure in enumerate(page.query_selector_all(PICTURED)):
         facts = figure.evaluate(
             """(figure, number) => {
               figure.dataset.picture = number;
@@ -124,7 +124,7 @@ def epub(page: Page, html: Path, target: Path, names: list[str]) -> None:
         slug = slug_of(name)
         pictures = draw(page, folder, slug)
         flat = page.evaluate(f"({FLATTEN.strip()})", {"slug": slug, "slugs": slugs, "pictures": pictures})
-        known |= {*flat["ids"]}
+        known.update(flat["ids"])
         written.append((folder / f"{len(written):02}-{slug}.html", flat["html"]))  # pypandoc sorts files by name
         print(f"{name}: {len(pictures)} figures", flush=True)
     for file, body in written:

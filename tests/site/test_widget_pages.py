@@ -93,6 +93,15 @@ PAINTED = """() => {
 }"""
 
 
+def assert_accessible(page, theme) -> None:
+    """axe-core finds no violation on the page as it stands."""
+    if not page.evaluate("() => 'axe' in window"):
+        page.add_script_tag(path=str(NODE_MODULES / "axe-core/axe.min.js"))
+    result = page.evaluate("() => axe.run({ resultTypes: ['violations'] })")
+    found = [f"{v['id']}: {[node['html'][:120] for node in v['nodes']]}" for v in result["violations"]]
+    assert not found, f"{theme}: {found}"
+
+
 def opener(browser, address):
     """Opens the page at `address` in a window of the asked width, the same window for each width."""
     windows = {}
@@ -216,16 +225,13 @@ def test_colour_legend_and_summary_follow_the_quantity(widget_page):
 def test_no_accessibility_violation_in_light_or_dark(widget_page):
     page = widget_page()
     page.get_by_label("numbers under the tokens").check()
-    page.add_script_tag(path=str(NODE_MODULES / "axe-core/axe.min.js"))
     for theme in ("light", "dark"):
         page.evaluate("(theme) => { document.documentElement.dataset.theme = theme; }", theme)
         ink = "rgb(242, 242, 242)" if theme == "dark" else "rgb(26, 26, 26)"
         page.wait_for_function(
             "(ink) => getComputedStyle(document.querySelector('.ppo-plot .xtick text')).fill === ink", arg=ink
         )
-        result = page.evaluate("() => axe.run({ resultTypes: ['violations'] })")
-        found = [f"{v['id']}: {[node['html'][:120] for node in v['nodes']]}" for v in result["violations"]]
-        assert not found, f"{theme}: {found}"
+        assert_accessible(page, theme)
 
 
 def test_token_colours_leave_the_text_readable(widget_page):
@@ -336,16 +342,13 @@ def test_explorer_says_why_its_button_is_off(explorer_page):
 def test_explorer_has_no_accessibility_violation_and_fits_a_phone(explorer_page):
     page = explorer_page(width=390)
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
-    page.add_script_tag(path=str(NODE_MODULES / "axe-core/axe.min.js"))
     for theme in ("light", "dark"):
         page.evaluate("(theme) => { document.documentElement.dataset.theme = theme; }", theme)
         ink = "rgb(242, 242, 242)" if theme == "dark" else "rgb(26, 26, 26)"
         page.wait_for_function(
             "(ink) => getComputedStyle(document.querySelector('.ppo-plot .xtick text')).fill === ink", arg=ink
         )
-        result = page.evaluate("() => axe.run({ resultTypes: ['violations'] })")
-        found = [f"{v['id']}: {[node['html'][:120] for node in v['nodes']]}" for v in result["violations"]]
-        assert not found, f"{theme}: {found}"
+        assert_accessible(page, theme)
 
 
 @pytest.fixture(scope="module")
@@ -429,9 +432,6 @@ def test_clip_playground_is_dragged(clip_page, width):
         assert later == now, "the dot follows a pointer that let go"
     assert clip_readouts(page) != before
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width
-    page.add_script_tag(path=str(NODE_MODULES / "axe-core/axe.min.js"))
     for theme in ("light", "dark"):
         page.evaluate("(theme) => { document.documentElement.dataset.theme = theme; }", theme)
-        result = page.evaluate("() => axe.run({ resultTypes: ['violations'] })")
-        found = [f"{v['id']}: {[node['html'][:120] for node in v['nodes']]}" for v in result["violations"]]
-        assert not found, f"{theme}: {found}"
+        assert_accessible(page, theme)
